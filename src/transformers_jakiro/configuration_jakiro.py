@@ -1,0 +1,219 @@
+# Copyright 2026 The transformers-jakiro authors.
+# Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
+"""Configuration of a Jakiro drafter: its own shape, the target it belongs to, and the trees it drafts."""
+
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+@strict
+class JakiroDraftConfig(PreTrainedConfig):
+    r"""
+    Configuration of a [`JakiroDraftModel`] (Jakiro, arXiv 2502.06282).
+
+    A drafter reads the target's last hidden states and its token embeddings, so `hidden_size` and `vocab_size` are the
+    target's. Build one for a given target with [`JakiroDraftConfig.from_target`].
+
+    Args:
+        vocab_size (`int`, defaults to 32000):
+            Vocabulary size of the target, whose embeddings and head the drafter borrows.
+        hidden_size (`int`, defaults to 4096):
+            Width of the drafter's layer and of the features it predicts: the target's hidden size.
+        num_hidden_layers (`int`, defaults to 1):
+            Decoder layers. The first has no input norm, further layers have one (paper section 3.1).
+        num_attention_heads (`int`, defaults to 32), num_key_value_heads (`int`, *optional*), head_dim (`int`, *optional*):
+            Attention shape. Key/value heads default to the attention heads, `head_dim` to `hidden_size / heads`.
+        hidden_act (`str`, defaults to `"silu"`):
+            Activation of the experts. Jakiro\* uses `"gelu"`.
+        rms_norm_eps (`float`, defaults to 1e-6), rope_parameters (`dict`, *optional*),
+        max_position_embeddings (`int`, defaults to 4096), attention_bias (`bool`, defaults to `False`):
+            As in [`~transformers.LlamaConfig`].
+        fusion_bias (`bool`, defaults to `True`):
+            Whether the fusion layer `fc: 2 * hidden_size -> hidden_size` has a bias.
+        num_experts (`int`, defaults to 2):
+            Experts per layer. 1 is the dense layer of EAGLE-1/2.
+        num_experts_per_tok (`int`, *optional*):
+            Experts that are mixed for a token: 2, or 1 if there is only one expert.
+        expert_intermediate_size (`int`, *optional*):
+            Inner width of one expert. Defaults to `hidden_size`, as published for Jakiro.
+        gated_experts (`bool`, defaults to `True`):
+            `True`: gated experts (gate, up, down projections). `False`: two-layer experts (Jakiro\*).
+        head_mode (`str`, defaults to `"contrastive"`):
+            What the last layer offers besides its mixture of experts: `"contrastive"` (Jakiro: a second branch that
+            predicts the token after the next), `"decoupled"` (Jakiro\*: each of the two chosen experts is a head of
+            its own) or `"single"` (EAGLE: nothing).
+        target_name_or_path (`str`, *optional*):
+            The target this drafter was trained for. Informative.
+        bos_token_id, eos_token_id, pad_token_id (`int`, *optional*; `eos_token_id` may be a list):
+            The target's special tokens.
+        tree_depth (`int`, defaults to 7):
+            Levels of a draft tree = most tokens that one path can draft.
+        tree_top_k (`int`, defaults to 10):
+            Children per node, and nodes expanded per level. 1 drafts a chain.
+        num_draft_tokens (`int`, defaults to 59):
+            Nodes of a tree that are sent to the target, the root not counted. A tree never has more than
+            `tree_top_k + (tree_depth - 1) * tree_top_k ** 2` candidates; a larger number means all of them.
+            `generate(num_assistant_tokens=k)` overrides it for one call.
+        static_tree (`list[list[int]]`, *optional*):
+            A fixed tree instead of a dynamic one: each node as the path of child ranks that leads to it, for example
+            `[[0], [1], [0, 0]]`. Overrides `tree_depth`, `tree_top_k` and `num_draft_tokens`.
+
+    Raises:
+        ValueError: if fields contradict each other; the message names the rule and both values.
+
+    Example:
+
+    ```python
+    >>> from transformers_jakiro import JakiroDraftConfig, JakiroDraftModel
+
+    >>> config = JakiroDraftConfig.from_target(target.config, tree_depth=6)
+    >>> draft = JakiroDraftModel(config)
+    ```
+    """
+
+    model_type = "jakiro_draft"
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    vocab_size: int = 32000
+    hidden_size: int = 4096
+    num_hidden_layers: int = 1
+    num_attention_heads: int = 32
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    rms_norm_eps: float = 1e-6
+    rope_parameters: dict | None = None
+    max_position_embeddings: int = 4096
+    attention_bias: bool = False
+    attention_dropout: int | float = 0.0
+    initializer_range: float = 0.02
+    fusion_bias: bool = True
+
+    num_experts: int = 2
+    num_experts_per_tok: int | None = None
+    expert_intermediate_size: int | None = None
+    gated_experts: bool = True
+    head_mode: Literal["contrastive", "decoupled", "single"] = "contrastive"
+
+    target_name_or_path: str | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+
+    tree_depth: int = 7
+    tree_top_k: int = 10
+    num_draft_tokens: int = 59
+    static_tree: list[list[int]] | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.num_experts_per_tok is None:
+            self.num_experts_per_tok = min(2, self.num_experts)
+        if self.expert_intermediate_size is None:
+            self.expert_intermediate_size = self.hidden_size
+        super().__post_init__(**kwargs)
+        self.check_consistency()
+
+    def check_consistency(self):
+        """Cross-field rules. Runs at construction, and again before each generation (values may be changed later)."""
+        for name in (
+            *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
+            *("num_experts", "expert_intermediate_size", "tree_depth", "tree_top_k", "num_draft_tokens"),
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.num_attention_heads % self.num_key_value_heads != 0:
+            raise ValueError(
+                "`num_attention_heads` must be a multiple of `num_key_value_heads`, "
+                f"got {self.num_attention_heads} and {self.num_key_value_heads}."
+            )
+        if self.head_dim % 2 != 0:
+            raise ValueError(f"`head_dim` must be even (rotary embeddings turn pairs), got {self.head_dim}.")
+        expected_experts_per_tok = min(2, self.num_experts)
+        if self.num_experts_per_tok != expected_experts_per_tok:
+            raise ValueError(
+                f"Jakiro mixes the two best experts (one, if there is only one): with `num_experts={self.num_experts}`, "
+                f"`num_experts_per_tok` must be {expected_experts_per_tok}, got {self.num_experts_per_tok}."
+            )
+        if self.num_experts == 1 and self.head_mode != "single":
+            raise ValueError(
+                f"`head_mode='{self.head_mode}'` needs two experts to tell apart, got `num_experts=1`. "
+                "Use `head_mode='single'` for the dense layer of EAGLE, or `num_experts=2`."
+            )
+        if self.tree_top_k > self.vocab_size:
+            raise ValueError(
+                f"`tree_top_k` cannot exceed the vocabulary: got tree_top_k={self.tree_top_k}, vocab_size={self.vocab_size}."
+            )
+        if self.static_tree is not None:
+            self._check_static_tree()
+
+    def _check_static_tree(self):
+        paths = [tuple(path) for path in self.static_tree]
+        if not paths or min(map(len, paths)) == 0:
+            raise ValueError(
+                "`static_tree` must hold at least one path and no empty one (the root is implied); drop the field "
+                "to draft dynamic trees."
+            )
+        nodes = set(paths)
+        if len(nodes) != len(paths):
+            raise ValueError("`static_tree` lists a path twice; each node must be there once.")
+        for path in paths:
+            if min(path) < 0 or max(path) >= self.vocab_size:
+                raise ValueError(f"`static_tree` ranks must lie in [0, vocab_size), got the path {list(path)}.")
+            if len(path) > 1 and path[:-1] not in nodes:
+                raise ValueError(
+                    f"`static_tree` must be a tree: the path {list(path)} is there, its parent {list(path[:-1])} is not."
+                )
+
+    @classmethod
+    def from_target(cls, target_config: PreTrainedConfig, **overrides: Any) -> "JakiroDraftConfig":
+        """
+        The configuration of a drafter for a target: its vocabulary, hidden size, attention shape, rotary base and
+        special tokens, with the published defaults for everything else.
+
+        Args:
+            target_config ([`~transformers.PreTrainedConfig`]): config of a causal language model (composite configs
+                give their text config).
+            overrides: any field of [`JakiroDraftConfig`].
+        """
+        text_config = target_config.get_text_config(decoder=True)
+        hidden_size = text_config.hidden_size
+        num_attention_heads = text_config.num_attention_heads
+        head_dim = getattr(text_config, "head_dim", None) or hidden_size // num_attention_heads
+        num_key_value_heads = getattr(text_config, "num_key_value_heads", None) or num_attention_heads
+        if num_attention_heads * head_dim > 2 * hidden_size or getattr(text_config, "kv_lora_rank", None) is not None:
+            # latent attention: its head counts describe another kind of attention than the drafter's
+            head_dim = 64 if hidden_size % 64 == 0 else hidden_size // num_attention_heads
+            num_attention_heads = num_key_value_heads = hidden_size // head_dim
+        rope_parameters = getattr(text_config, "rope_parameters", None) or {}
+        if "rope_theta" not in rope_parameters:  # one set per layer type: take the full-attention one
+            rope_parameters = rope_parameters.get("full_attention") or {}
+        values = {
+            "vocab_size": text_config.vocab_size,
+            "hidden_size": hidden_size,
+            "num_attention_heads": num_attention_heads,
+            "num_key_value_heads": num_key_value_heads,
+            "head_dim": head_dim,
+            "rms_norm_eps": getattr(text_config, "rms_norm_eps", 1e-6),
+            "max_position_embeddings": getattr(text_config, "max_position_embeddings", 4096),
+            # a drafter sees positions from 0 like its target, but rotates whole heads: only the base is taken over
+            "rope_parameters": {"rope_type": "default", "rope_theta": float(rope_parameters.get("rope_theta", 10000.0))},
+            "target_name_or_path": getattr(target_config, "_name_or_path", None) or None,
+            "bos_token_id": getattr(text_config, "bos_token_id", None),
+            "eos_token_id": getattr(text_config, "eos_token_id", None),
+            "pad_token_id": getattr(text_config, "pad_token_id", None),
+        }
+        return cls(**{**values, **overrides})
+
+    @property
+    def expands_two_levels(self) -> bool:
+        """Whether one forward drafts the last two levels (the contrastive branch)."""
+        return self.head_mode == "contrastive"
+
+
+__all__ = ["JakiroDraftConfig"]

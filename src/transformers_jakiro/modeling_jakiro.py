@@ -1,0 +1,402 @@
+# Copyright 2026 The transformers-jakiro authors.
+# Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
+"""
+The Jakiro drafter: a fusion layer and one decoder layer with a mixture of experts, reading the target's last hidden
+states (arXiv 2502.06282, section 3).
+
+Symbols in shape comments: B batch, T positions, H hidden size, N experts, I inner width of one expert, M mixtures.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import (
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+    apply_rotary_pos_emb,
+    eager_attention_forward,
+)
+from transformers.utils import ModelOutput
+
+from .configuration_jakiro import JakiroDraftConfig
+
+
+@dataclass
+class JakiroDraftOutput(ModelOutput):
+    """
+    Output of [`JakiroDraftModel`]. All features live in the space of the target's last hidden states after its final
+    norm: the target's own head turns them into next-token logits.
+
+    Args:
+        last_hidden_state (`torch.Tensor` of shape `(B, T, H)`):
+            Autoregressive features: index t predicts the target's feature at t + 1.
+        contrastive_hidden_state (`torch.Tensor` of shape `(B, T, H)`, if asked for):
+            Contrastive features: index t predicts the target's feature at t + 2.
+        expert_hidden_states (`torch.Tensor` of shape `(2, B, T, H)`, if asked for):
+            Features of the two chosen experts, each a head of its own; the larger gate logit first.
+        past_key_values (`Cache`, if one was given):
+            The drafter's key/value cache, extended by T positions.
+        router_logits (`torch.Tensor` of shape `(B, T, N)`, if asked for):
+            Routing logits of the last layer.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    contrastive_hidden_state: torch.Tensor | None = None
+    expert_hidden_states: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    router_logits: torch.Tensor | None = None
+
+
+class JakiroAttention(nn.Module):
+    """Causal self-attention with rotary positions and grouped key/value heads, its three projections in one product."""
+
+    def __init__(self, config: JakiroDraftConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.num_heads = config.num_attention_heads
+        self.num_key_value_heads = config.num_key_value_heads
+        self.num_key_value_groups = self.num_heads // self.num_key_value_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = True
+        qkv_size = (self.num_heads + 2 * self.num_key_value_heads) * self.head_dim
+        self.qkv_proj = nn.Linear(config.hidden_size, qkv_size, bias=config.attention_bias)
+        self.o_proj = nn.Linear(self.num_heads * self.head_dim, config.hidden_size, bias=False)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,  # [B, T, H]
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        batch_size, length = hidden_states.shape[:2]
+        qkv = self.qkv_proj(hidden_states).view(batch_size, length, -1, self.head_dim).transpose(1, 2)
+        query, key, value = qkv.split((self.num_heads, self.num_key_value_heads, self.num_key_value_heads), dim=1)
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, _ = attention(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return self.o_proj(output.reshape(batch_size, length, -1))
+
+
+class JakiroExperts(nn.Module):
+    """
+    N experts, computed as one wide MLP whose inner activations are weighted per expert.
+
+    `sum_i w_i E_i(u)` is linear in the experts' outputs, so the weights can be applied to the inner activations and
+    one product with the concatenated down projections gives any mixture – the weighted sum (w ≥ 0), the contrast (one
+    weight negative) or a single expert (one-hot) – without a routing loop.
+    """
+
+    def __init__(self, config: JakiroDraftConfig):
+        super().__init__()
+        self.num_experts = config.num_experts
+        self.gated = config.gated_experts
+        inner_size = config.num_experts * config.expert_intermediate_size
+        if self.gated:
+            # gate projections of all experts, then up projections of all experts
+            self.gate_up_proj = nn.Linear(config.hidden_size, 2 * inner_size, bias=False)
+        else:
+            self.up_proj = nn.Linear(config.hidden_size, inner_size, bias=False)
+        self.down_proj = nn.Linear(inner_size, config.hidden_size, bias=False)
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor, mixtures: torch.Tensor | None) -> torch.Tensor:
+        """
+        Args:
+            hidden_states (`[B, T, H]`): normed input `u`.
+            mixtures (`[M, B, T, N]`, or None with one expert): weights of the experts' outputs in each mixture.
+
+        Returns:
+            `[M, B, T, H]`: the mixtures.
+        """
+        if self.gated:
+            gate, up = self.gate_up_proj(hidden_states).chunk(2, dim=-1)
+            inner = self.act_fn(gate) * up  # [B, T, N * I]
+        else:
+            inner = self.act_fn(self.up_proj(hidden_states))
+        if mixtures is None:
+            return self.down_proj(inner).unsqueeze(0)
+        inner = inner.unflatten(-1, (self.num_experts, -1))  # [B, T, N, I]
+        inner = (mixtures.unsqueeze(-1) * inner).flatten(-2)  # [M, B, T, N * I]
+        return self.down_proj(inner)
+
+
+class JakiroMixture(nn.Module):
+    """Gate and experts. The gate's logits `a_1..a_N` route; a contrastive gate has two more, `b_1, b_2`."""
+
+    def __init__(self, config: JakiroDraftConfig, head_mode: str):
+        super().__init__()
+        self.num_experts = config.num_experts
+        self.head_mode = head_mode
+        if config.num_experts > 1:
+            gate_size = config.num_experts + (2 if head_mode == "contrastive" else 0)
+            self.gate = nn.Linear(config.hidden_size, gate_size, bias=False)
+        self.experts = JakiroExperts(config)
+
+    def forward(
+        self, hidden_states: torch.Tensor, contrastive: bool, decoupled: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Args:
+            hidden_states (`[B, T, H]`): normed input `u`.
+            contrastive (`bool`): append the contrast `v_hi E_hi(u) - v_lo E_lo(u)`.
+            decoupled (`bool`): append `E_i(u)` and `E_j(u)` of the two chosen experts, unweighted.
+
+        Returns:
+            The mixtures `[1 + contrastive + 2 * decoupled, B, T, H]`, the weighted sum first, and the routing logits
+            `[B, T, N]` (None with one expert).
+        """
+        if self.num_experts == 1:
+            return self.experts(hidden_states, None), None
+        gate_logits = self.gate(hidden_states)
+        router_logits = gate_logits[..., : self.num_experts]
+        if self.num_experts == 2:  # i = expert 0 and j = expert 1 always: nothing to select
+            mixtures = [router_logits.softmax(dim=-1)]
+            chosen = None
+        else:
+            top_logits, chosen = router_logits.topk(2, dim=-1)
+            mixtures = [torch.zeros_like(router_logits).scatter(-1, chosen, top_logits.softmax(dim=-1))]
+        if contrastive:
+            weights = gate_logits[..., self.num_experts :].softmax(dim=-1)  # v of (b_1, b_2), for experts (i, j)
+            # + for the larger of the two, - for the smaller
+            sign = torch.where(weights[..., :1] >= weights[..., 1:], 1.0, -1.0).to(weights.dtype)
+            contrast = weights * torch.cat((sign, -sign), dim=-1)
+            mixtures.append(contrast if chosen is None else torch.zeros_like(router_logits).scatter(-1, chosen, contrast))
+        if decoupled:
+            order = router_logits.topk(2, dim=-1).indices if chosen is None else chosen
+            one_hot = nn.functional.one_hot(order, self.num_experts).to(router_logits.dtype)  # [B, T, 2, N]
+            mixtures.extend(one_hot.unbind(dim=-2))
+        return self.experts(hidden_states, torch.stack(mixtures)), router_logits
+
+
+class JakiroDecoderLayer(nn.Module):
+    """Attention, then experts. Only the last layer of a drafter offers more than the weighted sum of its experts."""
+
+    def __init__(self, config: JakiroDraftConfig, layer_idx: int):
+        super().__init__()
+        is_last = layer_idx == config.num_hidden_layers - 1
+        # the fused input of the first layer is not normed
+        self.input_layernorm = (
+            LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps) if layer_idx > 0 else nn.Identity()
+        )
+        self.self_attn = JakiroAttention(config, layer_idx)
+        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = JakiroMixture(config, config.head_mode if is_last else "single")
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,  # [B, T, H]
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None,
+        contrastive: bool,
+        decoupled: bool,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        hidden_states = hidden_states + self.self_attn(
+            self.input_layernorm(hidden_states), position_embeddings, attention_mask, past_key_values, **kwargs
+        )
+        mixtures, router_logits = self.mlp(self.post_attention_layernorm(hidden_states), contrastive, decoupled)
+        return hidden_states + mixtures, router_logits  # [M, B, T, H]
+
+
+class JakiroDraftPreTrainedModel(PreTrainedModel):
+    config_class = JakiroDraftConfig
+    base_model_prefix = ""
+    main_input_name = "inputs_embeds"
+    supports_gradient_checkpointing = False
+    _no_split_modules = ["JakiroDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, LlamaRotaryEmbedding):
+            return
+        if isinstance(module, nn.Linear) and module.bias is not None and not getattr(module.bias, "_is_hf_initialized", False):
+            nn.init.zeros_(module.bias)
+
+
+class JakiroDraftModel(JakiroDraftPreTrainedModel):
+    """
+    Drafter for speculative decoding of a causal language model: pass it to `target.generate(assistant_model=draft)`.
+
+    Token embeddings and output head are the target's; they are neither part of this module nor of its checkpoint.
+
+    Args:
+        config ([`JakiroDraftConfig`]): shape of the drafter, its target and its trees.
+    """
+
+    def __init__(self, config: JakiroDraftConfig):
+        super().__init__(config)
+        self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=config.fusion_bias)
+        self.layers = nn.ModuleList(JakiroDecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.rotary_emb = LlamaRotaryEmbedding(config)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        raise NotImplementedError("A Jakiro drafter has no embeddings of its own: it uses those of its target.")
+
+    def set_input_embeddings(self, value: nn.Module):
+        raise NotImplementedError("A Jakiro drafter has no embeddings of its own: it uses those of its target.")
+
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        output_contrastive_hidden_state: bool = False,
+        output_expert_hidden_states: bool = False,
+        output_router_logits: bool = False,
+        **kwargs: Any,
+    ) -> JakiroDraftOutput:
+        """
+        The same formulas for training and drafting (`ALGORITHM` of the paper, equations 3 to 8).
+
+        Args:
+            inputs_embeds (`torch.Tensor` of shape `(B, T, H)`):
+                The target's embeddings `E(x_{t+1})` of the tokens *after* each feature.
+            hidden_states (`torch.Tensor` of shape `(B, T, H)`):
+                Features `f_t`: the target's last hidden states after its final norm, or the drafter's own features.
+            attention_mask (`torch.Tensor`, *optional*):
+                None: causal. `(B, past + T)`: causal, positions with 0 are padding. `(B, 1, T, past + T)`: used as it
+                is, additive or boolean as the attention implementation wants it.
+            position_ids (`torch.LongTensor` of shape `(B, T)`, *optional*):
+                Positions in the drafter's own sequence of pairs, from 0. Default: those that follow the cache.
+            past_key_values ([`~transformers.Cache`], *optional*):
+                Extended in place.
+            output_contrastive_hidden_state, output_expert_hidden_states, output_router_logits (`bool`):
+                What else to compute; nothing that isn't asked for is.
+
+        Raises:
+            ValueError: if the shapes of the two inputs differ, or an output is asked for that `head_mode` lacks.
+        """
+        if inputs_embeds.shape != hidden_states.shape or inputs_embeds.shape[-1] != self.config.hidden_size:
+            raise ValueError(
+                "`inputs_embeds` and `hidden_states` must both be (batch, positions, hidden_size) with "
+                f"hidden_size={self.config.hidden_size}, got {tuple(inputs_embeds.shape)} and "
+                f"{tuple(hidden_states.shape)}."
+            )
+        if output_contrastive_hidden_state and self.config.head_mode != "contrastive":
+            raise ValueError(
+                "Contrastive features need `head_mode='contrastive'`, this drafter has "
+                f"`head_mode='{self.config.head_mode}'`."
+            )
+        if output_expert_hidden_states and self.config.num_experts == 1:
+            raise ValueError("`output_expert_hidden_states` needs at least two experts, this drafter has one.")
+
+        hidden_states = self.fc(torch.cat((inputs_embeds, hidden_states), dim=-1))
+        if position_ids is None:
+            past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = torch.arange(hidden_states.shape[1], device=hidden_states.device) + past_length
+            position_ids = position_ids.unsqueeze(0)
+        if attention_mask is None or attention_mask.ndim != 4:
+            attention_mask = create_causal_mask(
+                config=self.config,
+                inputs_embeds=hidden_states,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+            )
+        position_embeddings = self.rotary_emb(hidden_states, position_ids)
+        last = len(self.layers) - 1
+        for index, layer in enumerate(self.layers):
+            mixtures, router_logits = layer(
+                hidden_states,
+                position_embeddings,
+                attention_mask,
+                past_key_values,
+                contrastive=output_contrastive_hidden_state and index == last,
+                decoupled=output_expert_hidden_states and index == last,
+                **kwargs,
+            )
+            hidden_states = mixtures[0]
+        return JakiroDraftOutput(
+            last_hidden_state=hidden_states,
+            contrastive_hidden_state=mixtures[1] if output_contrastive_hidden_state else None,
+            expert_hidden_states=mixtures[-2:] if output_expert_hidden_states else None,
+            past_key_values=past_key_values,
+            router_logits=router_logits if output_router_logits else None,
+        )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *model_args: Any, **kwargs: Any):
+        """
+        As [`~transformers.PreTrainedModel.from_pretrained`], but strict: a checkpoint that lacks a weight, holds one
+        that does not belong there, or holds NaN is an error, never a drafter that silently drafts nonsense.
+
+        Raises:
+            ValueError: naming the missing, unexpected or non-finite weights.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+        if missing or unexpected:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} does not hold the weights of a {cls.__name__} with its config: "
+                f"missing {missing or 'none'}, unexpected {unexpected or 'none'}. If it is a published Jakiro or EAGLE "
+                "checkpoint, load it with `JakiroDraftModel.from_original(...)` or run `jakiro convert` first."
+            )
+        model.check_finite()
+        return (model, info) if wants_info else model
+
+    def check_finite(self):
+        """Raises `ValueError` naming the weights that hold NaN or infinity (those on the meta device are skipped)."""
+        bad = [
+            name
+            for name, weight in self.named_parameters()
+            if weight.is_floating_point() and not weight.is_meta and not torch.isfinite(weight).all()
+        ]
+        if bad:
+            raise ValueError(
+                f"The drafter's weights hold NaN or infinite values in {bad}: the checkpoint is damaged or its training "
+                "diverged. Load another checkpoint."
+            )
+
+    @classmethod
+    def from_original(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        target: "PreTrainedModel | PreTrainedConfig | str | Path | None" = None,
+        **kwargs: Any,
+    ) -> "JakiroDraftModel":
+        """
+        Reads a checkpoint in the layout of the published Jakiro, Jakiro\\* and EAGLE-1/2 drafters.
+        See [`~transformers_jakiro.conversion.load_original`].
+        """
+        from .conversion import load_original
+
+        return load_original(pretrained_model_name_or_path, target=target, **kwargs)
+
+
+__all__ = ["JakiroDraftModel", "JakiroDraftOutput", "JakiroDraftPreTrainedModel"]
