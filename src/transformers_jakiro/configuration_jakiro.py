@@ -122,7 +122,14 @@ class JakiroDraftConfig(PreTrainedConfig):
     def check_consistency(self):
         """Cross-field rules. Runs at construction, and again before each generation (values may be changed later)."""
         for name in (
-            *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
+            *(
+                "vocab_size",
+                "hidden_size",
+                "num_hidden_layers",
+                "num_attention_heads",
+                "num_key_value_heads",
+                "head_dim",
+            ),
             *("num_experts", "expert_intermediate_size", "tree_depth", "tree_top_k", "num_draft_tokens"),
         ):
             if getattr(self, name) < 1:
@@ -202,18 +209,16 @@ class JakiroDraftConfig(PreTrainedConfig):
             "rms_norm_eps": getattr(text_config, "rms_norm_eps", 1e-6),
             "max_position_embeddings": getattr(text_config, "max_position_embeddings", 4096),
             # a drafter sees positions from 0 like its target, but rotates whole heads: only the base is taken over
-            "rope_parameters": {"rope_type": "default", "rope_theta": float(rope_parameters.get("rope_theta", 10000.0))},
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": float(rope_parameters.get("rope_theta", 10000.0)),
+            },
             "target_name_or_path": getattr(target_config, "_name_or_path", None) or None,
             "bos_token_id": getattr(text_config, "bos_token_id", None),
             "eos_token_id": getattr(text_config, "eos_token_id", None),
             "pad_token_id": getattr(text_config, "pad_token_id", None),
         }
         return cls(**{**values, **overrides})
-
-    @property
-    def expands_two_levels(self) -> bool:
-        """Whether one forward drafts the last two levels (the contrastive branch)."""
-        return self.head_mode == "contrastive"
 
 
 __all__ = ["JakiroDraftConfig"]

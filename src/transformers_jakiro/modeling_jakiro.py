@@ -185,7 +185,9 @@ class JakiroMixture(nn.Module):
             # + for the larger of the two, - for the smaller
             sign = torch.where(weights[..., :1] >= weights[..., 1:], 1.0, -1.0).to(weights.dtype)
             contrast = weights * torch.cat((sign, -sign), dim=-1)
-            mixtures.append(contrast if chosen is None else torch.zeros_like(router_logits).scatter(-1, chosen, contrast))
+            mixtures.append(
+                contrast if chosen is None else torch.zeros_like(router_logits).scatter(-1, chosen, contrast)
+            )
         if decoupled:
             order = router_logits.topk(2, dim=-1).indices if chosen is None else chosen
             one_hot = nn.functional.one_hot(order, self.num_experts).to(router_logits.dtype)  # [B, T, 2, N]
@@ -239,7 +241,11 @@ class JakiroDraftPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, LlamaRotaryEmbedding):
             return
-        if isinstance(module, nn.Linear) and module.bias is not None and not getattr(module.bias, "_is_hf_initialized", False):
+        if (
+            isinstance(module, nn.Linear)
+            and module.bias is not None
+            and not getattr(module.bias, "_is_hf_initialized", False)
+        ):
             nn.init.zeros_(module.bias)
 
 

@@ -1,0 +1,300 @@
+# Copyright 2026 The transformers-jakiro authors.
+# Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
+"""
+The only file that touches what transformers does not promise to keep: private methods of `GenerationMixin`, private
+attributes of `GenerationConfig`, and the insides of its cache layers. Checked against transformers 5.15 and 5.23; a
+test pins the signatures.
+"""
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from transformers import Cache, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    EncoderDecoderCache,
+    QuantizedLayer,
+    StaticLayer,
+)
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
+
+# -- the generate hook -----------------------------------------------------------------------------------------------
+
+_HOOKED = {
+    "_assisted_decoding": (
+        "self",
+        "input_ids",
+        "logits_processor",
+        "stopping_criteria",
+        "generation_config",
+        "synced_gpus",
+        "streamer",
+        "assistant_model",
+        "model_kwargs",
+    ),
+    "_validate_generation_mode": ("self", "generation_mode", "generation_config", "generation_mode_kwargs"),
+    "_prepare_generation_config": ("self", "generation_config", "kwargs"),
+}
+_CALLED = {"_prefill": ("self", "input_ids", "generation_config", "model_kwargs")}
+_ORIGINAL = "_transformers_jakiro_original"
+_EXPLICIT = "_explicit_num_assistant_tokens"
+
+
+class IncompatibleTransformersError(RuntimeError):
+    """The installed transformers lacks a method or parameter that the generate hook relies on."""
+
+
+def check_signatures():
+    """Raises [`IncompatibleTransformersError`] if a method this package relies on is gone or changed."""
+    for name, expected in {**_HOOKED, **_CALLED}.items():
+        method = inspect.unwrap(getattr(GenerationMixin, name, lambda: None))
+        missing = [parameter for parameter in expected if parameter not in inspect.signature(method).parameters]
+        if missing:
+            import transformers
+
+            raise IncompatibleTransformersError(
+                f"`GenerationMixin.{name}` of transformers {transformers.__version__} lacks the parameters {missing} "
+                "that `generate(assistant_model=<Jakiro drafter>)` relies on. Install a version this package was "
+                "tested with (`pip install 'transformers>=5.15,<=5.23'`), or upgrade transformers-jakiro."
+            )
+
+
+def install_hook(is_ours: Callable[[Any], bool], validate: Callable[..., None], decode: Callable[..., Any]) -> None:
+    """
+    Lets `generate(assistant_model=...)` of every model use `decode` for the assistants that `is_ours`, and only for
+    them. Idempotent; [`remove_hook`] takes it back.
+
+    Args:
+        is_ours: tells our assistants.
+        validate: called with (target, assistant, generation_config) before anything is prepared.
+        decode: the decoding loop, called with the arguments of `GenerationMixin._assisted_decoding`.
+
+    Raises:
+        IncompatibleTransformersError: if the signatures changed; nothing is installed then.
+    """
+    check_signatures()
+    if is_hook_installed():
+        return
+
+    def assisted_decoding(original, self, *args, **kwargs):
+        if is_ours(kwargs.get("assistant_model")):
+            return decode(self, *args, **kwargs)
+        return original(self, *args, **kwargs)
+
+    def validate_generation_mode(original, self, generation_mode, generation_config, generation_mode_kwargs):
+        assistant_model = generation_mode_kwargs.get("assistant_model")
+        if is_ours(assistant_model):
+            validate(self, assistant_model, generation_config)
+        return original(self, generation_mode, generation_config, generation_mode_kwargs)
+
+    def prepare_generation_config(original, self, generation_config, *args, **kwargs):
+        # `generate` fills in a default of 20: remember whether the number was asked for
+        explicit = kwargs.get("num_assistant_tokens")
+        for config in (generation_config, self.generation_config):
+            if explicit is None and config is not None:
+                explicit = config.num_assistant_tokens
+        prepared, model_kwargs = original(self, generation_config, *args, **kwargs)
+        setattr(prepared, _EXPLICIT, explicit)
+        return prepared, model_kwargs
+
+    for name, wrapper in (
+        ("_assisted_decoding", assisted_decoding),
+        ("_validate_generation_mode", validate_generation_mode),
+        ("_prepare_generation_config", prepare_generation_config),
+    ):
+        setattr(GenerationMixin, name, _bind(wrapper, getattr(GenerationMixin, name)))
+
+
+def _bind(wrapper: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def method(self, *args, **kwargs):
+        return wrapper(original, self, *args, **kwargs)
+
+    setattr(method, _ORIGINAL, original)
+    return method
+
+
+def is_hook_installed() -> bool:
+    return hasattr(GenerationMixin._assisted_decoding, _ORIGINAL)
+
+
+def remove_hook() -> None:
+    """Gives `GenerationMixin` its own methods back. Does nothing if the hook is not installed."""
+    if is_hook_installed():
+        for name in _HOOKED:
+            setattr(GenerationMixin, name, getattr(getattr(GenerationMixin, name), _ORIGINAL))
+
+
+# -- generation ------------------------------------------------------------------------------------------------------
+
+# `output_hidden_states` that gives the last layer's states alone. Before 5.21 any true value gives those of all layers.
+LAST_HIDDEN = -1
+
+
+def explicit_num_assistant_tokens(generation_config: GenerationConfig) -> int | None:
+    """`num_assistant_tokens` if the caller or the target's generation config set it, else None."""
+    return getattr(generation_config, _EXPLICIT, None)
+
+
+def prefill(
+    model: PreTrainedModel,
+    input_ids: torch.LongTensor,
+    generation_config: GenerationConfig,
+    model_kwargs: dict[str, Any],
+) -> Iterator[tuple[Any, int]]:
+    """
+    Runs the target over the prompt as plain `generate` does, chunk by chunk if the generation config says so.
+
+    Yields:
+        (outputs, number of tokens processed) per chunk.
+    """
+    cache = model_kwargs["past_key_values"]
+    chunk_size = generation_config.prefill_chunk_size
+    inputs = model_kwargs.get("inputs_embeds")
+    inputs = input_ids if inputs is None else inputs
+    if chunk_size is None or model_kwargs.get("inputs_embeds") is not None:
+        generation_config = copy.copy(generation_config)
+        generation_config.prefill_chunk_size = None
+        past_length = cache.get_seq_length()
+        outputs = model._prefill(input_ids, generation_config, model_kwargs)
+        yield outputs, outputs.past_key_values.get_seq_length() - past_length
+        return
+    attention_mask, position_ids = model_kwargs.get("attention_mask"), model_kwargs.get("position_ids")
+    total_length = input_ids.shape[1] if attention_mask is None else attention_mask.shape[1]
+    total_length = max(total_length, getattr(generation_config, "_mask_length", 0) or 0)
+    past_length = cache.get_seq_length()
+    new_ids = input_ids[:, -(total_length - past_length) :]
+    chunk_config = copy.copy(generation_config)
+    chunk_config.prefill_chunk_size = None
+    for chunk in new_ids.split(chunk_size, dim=1):
+        end = past_length + chunk.shape[1]
+        chunk_kwargs = dict(model_kwargs)
+        if attention_mask is not None:
+            chunk_kwargs["attention_mask"] = attention_mask[:, :end]
+        if position_ids is not None:
+            chunk_kwargs["position_ids"] = position_ids[..., past_length:end]
+        model_inputs = model.prepare_inputs_for_generation(chunk, is_first_iteration=True, **chunk_kwargs)
+        yield model(**model_inputs, return_dict=True), chunk.shape[1]
+        past_length = end
+
+
+def has_unfinished_sequences(model: PreTrainedModel, finished: bool, synced_gpus: bool, device: torch.device) -> bool:
+    """Whether this process or, with `synced_gpus`, any other still generates."""
+    return model._has_unfinished_sequences(finished, synced_gpus, device=device)
+
+
+def host_criteria(criteria: StoppingCriteriaList) -> tuple[int | None, frozenset[int], StoppingCriteriaList]:
+    """
+    Splits stopping criteria into those that are comparisons of integers, done on the host without a device
+    synchronisation, and the rest.
+
+    Returns:
+        The length limit, the end tokens, and the other criteria.
+    """
+    max_length, end_tokens, others = None, set(), StoppingCriteriaList()
+    for criterion in criteria:
+        if type(criterion) is MaxLengthCriteria:
+            max_length = min(criterion.max_length, max_length or criterion.max_length)
+        elif type(criterion) is EosTokenCriteria:
+            end_tokens.update(criterion.eos_token_id.flatten().tolist())
+        else:
+            others.append(criterion)
+    return max_length, frozenset(end_tokens), others
+
+
+def is_stateful(model: PreTrainedModel) -> bool:
+    """Whether the model carries a recurrent state that cannot be rolled back."""
+    return bool(getattr(model, "_is_stateful", False))
+
+
+# -- caches ----------------------------------------------------------------------------------------------------------
+
+
+def check_cache(cache: Any) -> str | None:
+    """
+    Whether rejected tokens can be taken out of a cache again.
+
+    Returns:
+        None if any tree can be, else the reason why only a chain can.
+
+    Raises:
+        NotImplementedError: if not even a chain can.
+    """
+    remedy = "Use the default dynamic cache (leave out `cache_implementation` and `past_key_values`)."
+    if not isinstance(cache, Cache) or isinstance(cache, EncoderDecoderCache):
+        raise NotImplementedError(f"A drafter needs a decoder's key/value cache, got {type(cache).__name__}. {remedy}")
+    if getattr(cache, "offloading", False):
+        raise NotImplementedError(f"Offloaded caches are not supported with a Jakiro drafter yet. {remedy}")
+    kinds = {type(layer) for layer in cache.layers}
+    for kind in kinds:
+        if issubclass(kind, StaticLayer):
+            raise NotImplementedError(f"Static caches are not supported with a Jakiro drafter yet. {remedy}")
+        if issubclass(kind, QuantizedLayer):
+            raise NotImplementedError(
+                "Quantized caches cannot drop rejected tokens: quantized states are not kept per token. " + remedy
+            )
+    chain_only = sorted(kind.__name__ for kind in kinds if kind not in _KEEP_NODES)
+    unknown = [name for name in chain_only if name not in _CHAIN_LAYERS]
+    if unknown:
+        raise NotImplementedError(
+            f"Cache layers of the kinds {unknown} cannot drop rejected tokens, as drafting needs. {remedy}"
+        )
+    return f"the cache has layers of kind {', '.join(chain_only)}" if chain_only else None
+
+
+def keep_nodes(cache: Cache, num_nodes: int, nodes: torch.LongTensor, is_prefix: bool) -> None:
+    """
+    Drops all but some of the tokens that the last forward appended to the cache. What was there before is not copied.
+
+    Args:
+        cache ([`~transformers.Cache`]): one that [`check_cache`] found fit for trees.
+        num_nodes (`int`): tokens of the last forward.
+        nodes (`[k]`): indices among them of those to keep, increasing.
+        is_prefix (`bool`): whether `nodes` is 0 … k - 1, so that nothing has to move.
+    """
+    for layer in cache.layers:
+        _KEEP_NODES[type(layer)](layer, num_nodes, nodes, is_prefix)
+
+
+def _keep_dynamic(layer: DynamicLayer, num_nodes: int, nodes: torch.LongTensor, is_prefix: bool) -> None:
+    if not layer.is_initialized or num_nodes == nodes.shape[0]:
+        return
+    base = layer.keys.shape[-2] - num_nodes
+    end = base + nodes.shape[0]
+    if not is_prefix:
+        index = nodes.to(layer.keys.device) + base
+        layer.keys[..., base:end, :] = layer.keys.index_select(-2, index)
+        layer.values[..., base:end, :] = layer.values.index_select(-2, index)
+    layer.keys, layer.values = layer.keys[..., :end, :], layer.values[..., :end, :]
+
+
+def _keep_sliding(layer: DynamicSlidingWindowLayer, num_nodes: int, nodes: torch.LongTensor, is_prefix: bool) -> None:
+    if not layer.is_initialized:
+        return
+    _keep_dynamic(layer, num_nodes, nodes, is_prefix)
+    layer.cumulative_length -= num_nodes - nodes.shape[0]
+    if layer.cumulative_length >= layer.sliding_window:
+        layer.keys = layer.keys[..., 1 - layer.sliding_window :, :]
+        layer.values = layer.values[..., 1 - layer.sliding_window :, :]
+
+
+def _keep_nothing(layer: Any, num_nodes: int, nodes: torch.LongTensor, is_prefix: bool) -> None:
+    """Layers that share another layer's states have none of their own."""
+
+
+_KEEP_NODES: dict[type, Callable[..., None]] = {
+    DynamicLayer: _keep_dynamic,
+    DynamicSlidingWindowLayer: _keep_sliding,
+}
+try:  # since transformers 5.21
+    from transformers.cache_utils import DummyLayer
+
+    _KEEP_NODES[DummyLayer] = _keep_nothing
+except ImportError:
+    pass
+_CHAIN_LAYERS = frozenset({"DynamicIndexedLayer"})

@@ -1,0 +1,414 @@
+# Copyright 2026 The transformers-jakiro authors.
+# Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
+"""
+Drafting: grows a tree of candidates with the drafter (arXiv 2502.06282, section 3.2).
+
+Symbols in shape comments: B batch, H hidden size, V vocabulary, K children per node, L levels, W nodes of a level.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.generation import CandidateGenerator
+
+from .configuration_jakiro import JakiroDraftConfig
+from .draft_cache import DraftCache
+from .modeling_jakiro import JakiroDraftOutput
+from .target import Target
+from .tree import DraftTree, StaticTree, select_tree
+
+
+@dataclass(frozen=True)
+class TreeShape:
+    """
+    How large the trees of one generation may get; see [`JakiroDraftConfig`] for the fields. With `two_levels` the
+    last level comes from the contrastive branch and has no drafter forward of its own.
+    """
+
+    depth: int
+    top_k: int
+    num_draft_tokens: int
+    two_levels: bool
+    static_tree: StaticTree | None = None
+
+    @classmethod
+    def from_config(cls, config: JakiroDraftConfig, num_draft_tokens: int | None = None) -> "TreeShape":
+        """The shape in a drafter's config, checked; `num_draft_tokens` overrides the config's."""
+        config.check_consistency()
+        if num_draft_tokens is not None and num_draft_tokens < 1:
+            raise ValueError(f"`num_assistant_tokens` must be at least 1, got {num_draft_tokens}.")
+        if config.static_tree is not None and num_draft_tokens is None:
+            static_tree = StaticTree.from_paths(config.static_tree)
+            depth, num_draft_tokens = len(static_tree.levels), len(static_tree.parents) - 1
+            top_k = 1 + max(rank for level in static_tree.levels for _, rank in level)
+        else:
+            static_tree, depth, top_k = None, config.tree_depth, config.tree_top_k
+        two_levels = config.head_mode == "contrastive" and depth >= 2
+        return cls(depth, top_k, num_draft_tokens or config.num_draft_tokens, two_levels, static_tree)
+
+    def as_chain(self) -> "TreeShape":
+        """One child per node."""
+        return replace(self, top_k=1, num_draft_tokens=min(self.depth, self.num_draft_tokens), static_tree=None)
+
+    def limited(self, max_depth: int) -> "TreeShape":
+        """The upper `max_depth` levels, drafted as in the whole tree: only its last level is contrastive."""
+        if self.depth <= max_depth:
+            return self
+        static_tree = self.static_tree and self.static_tree.limited(max_depth)
+        return replace(self, depth=max_depth, two_levels=False, static_tree=static_tree)
+
+
+class JakiroCandidateGenerator(CandidateGenerator):
+    """
+    Drafting state of *one* generation: the drafter's cache and what it has yet to read. It hands trees to our loop
+    ([`~JakiroCandidateGenerator.propose`]) and chains to transformers' own assisted loop
+    ([`~JakiroCandidateGenerator.get_candidates`]).
+
+    Args:
+        draft_model ([`JakiroDraftModel`]): the drafter, or a PEFT model around one. Not changed.
+        target ([`~transformers.PreTrainedModel`]): the target whose embeddings and head it borrows.
+        shape ([`TreeShape`], *optional*): of the trees; default: the one in the drafter's config.
+        max_length (`int`, *optional*): the generation's length limit; chains never reach beyond it.
+
+    Raises:
+        ValueError: if the two models do not fit.
+    """
+
+    requires_model_outputs = True
+    model_kwargs_overrides: dict[str, Any] = {"output_hidden_states": True}  # noqa: RUF012 (transformers' protocol)
+
+    def __init__(
+        self,
+        draft_model: PreTrainedModel,
+        target: PreTrainedModel | Target,
+        shape: TreeShape | None = None,
+        max_length: int | None = None,
+    ):
+        self.draft_model = draft_model
+        self.config: JakiroDraftConfig = draft_model.config
+        self.target = target if isinstance(target, Target) else Target(target)
+        self.target.check_fits(self.config)
+        self.shape = shape or TreeShape.from_config(self.config)
+        self.max_length = max_length
+        parameter = next(draft_model.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self._cache = DraftCache(self.config.num_hidden_layers)
+        self._length = 0  # pairs in the cache
+        self._features: torch.Tensor | None = None  # [B, T, H] that were read, not yet fed
+        self._embeddings: torch.Tensor | None = None  # [B, T - 1, H] of the tokens that follow all but the last
+        self._padding: torch.Tensor | None = None  # [B, pairs] bool, False where the prompt is padded
+        self._mask = MaskBuffer(self.dtype, self.device)
+        self._num_real: torch.Tensor | None = None  # [B, 1] pairs in the cache that are not padding, if there is any
+        self._checked = False
+
+    # -- reading the target ------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def observe(
+        self, features: torch.Tensor, embeddings: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> None:
+        """
+        Takes in tokens that the target has processed.
+
+        Args:
+            features (`[B, T, H]`): the target's last hidden states of T tokens.
+            embeddings (`[B, T, H]`): embeddings of these tokens.
+            attention_mask (`[B, T]`, *optional*): 0 where a token is padding.
+        """
+        features = features.to(self.device, self.dtype)
+        embeddings = embeddings.to(self.device, self.dtype)
+        if self._features is not None:  # the first of these tokens follows the last one observed before
+            self._feed(torch.cat((self._embeddings, embeddings[:, :1]), dim=1))
+        if attention_mask is not None:
+            self._append_padding(attention_mask.to(self.device, torch.bool))
+        self._features, self._embeddings = features, embeddings[:, 1:]
+
+    def _append_padding(self, attention_mask: torch.Tensor):
+        if self._padding is None and attention_mask.all():
+            return
+        if self._padding is None:
+            self._padding = attention_mask.new_ones((attention_mask.shape[0], self._length))
+            self._num_real = torch.full((attention_mask.shape[0], 1), self._length, device=self.device)
+        self._padding = torch.cat((self._padding, attention_mask), dim=1)
+
+    def _feed(self, embeddings: torch.Tensor, **outputs: bool) -> JakiroDraftOutput:
+        """Step 0: runs the drafter over the pairs (feature, embedding of the next token) not yet in its cache."""
+        features, self._features = self._features, None
+        num_new, start = features.shape[1], self._length
+        self._length = end = start + num_new
+        attention_mask, position_ids = None, None
+        if self._padding is not None:
+            # only prompts are padded: tokens behind the known mask are real
+            known = self._padding[:, :end]
+            known = torch.nn.functional.pad(known, (0, end - known.shape[1]), value=True)
+            real = known[:, start:].long()
+            position_ids = (self._num_real + real.cumsum(dim=-1) - 1).clamp(min=0)
+            self._num_real = self._num_real + real.sum(dim=-1, keepdim=True)
+            attention_mask = known.long()
+        if start > 0 and num_new <= MaskBuffer.MAX_ROWS and (self._padding is None or start >= self._padding.shape[1]):
+            attention_mask = self._mask.causal(start, num_new, self._padding)
+        return self.draft_model(
+            inputs_embeds=embeddings,
+            hidden_states=features,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=self._cache,
+            **outputs,
+        )
+
+    # -- drafting ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def propose(self, root: torch.LongTensor, max_depth: int | None = None, chain: bool = False) -> DraftTree:
+        """
+        A tree below the token the target has just chosen.
+
+        Args:
+            root (`[B]`): that token. It follows the last one observed.
+            max_depth (`int`, *optional*): levels that can still be used; 0 drafts nothing.
+            chain (`bool`): one child per node.
+
+        Raises:
+            ValueError: if the drafter's features are not finite.
+        """
+        shape = self.shape.as_chain() if chain else self.shape
+        if max_depth is not None:
+            shape = shape.limited(max_depth)
+        if shape.depth < 1:
+            return DraftTree.root_only(root)
+        output = self._feed(
+            torch.cat((self._embeddings, self._embed(root[:, None])), dim=1),
+            **self._outputs(contrastive=shape.two_levels and shape.depth == 2),
+        )
+        output = JakiroDraftOutput(
+            **{name: value[..., -1:, :] for name, value in output.items() if isinstance(value, torch.Tensor)}
+        )
+        if not self._checked:
+            self._check_finite(output.last_hidden_state)
+            self._checked = True
+        grow = self._grow_dynamic if shape.static_tree is None else self._grow_static
+        tree = grow(root.to(self.device), output, shape)
+        self._cache.truncate(self._length)
+        return tree
+
+    def _grow_dynamic(self, root: torch.LongTensor, output: JakiroDraftOutput, shape: TreeShape) -> DraftTree:
+        """The K best children of the K best nodes of each level, then the best of all (`L - 1` drafter forwards)."""
+        batch_size, top_k = root.shape[0], shape.top_k
+        tokens, scores, parents = [], [], []  # candidates by level
+        # frontier of the level above: its nodes' path scores, and their indices among all candidates (-1: the root)
+        frontier_scores = output.last_hidden_state.new_zeros((batch_size, 1), dtype=torch.float32)
+        frontier_index = root.new_full((batch_size, 1), -1)
+        frontier_parent, block, num_candidates = None, None, 0
+        for level in range(1, shape.depth + 1):
+            if level == shape.depth and shape.two_levels:
+                # this level has no forward of its own: a node's children are its parent's contrastive candidates
+                child_log_probs, child_tokens = self._best_children(output, contrastive=True, top_k=top_k)
+                child_log_probs = _gather_rows(child_log_probs, frontier_parent)
+                child_tokens = _gather_rows(child_tokens, frontier_parent)
+            else:
+                child_log_probs, child_tokens = self._best_children(output, contrastive=False, top_k=top_k)
+            child_scores = (frontier_scores[..., None] + child_log_probs).flatten(1)  # [B, W * K]
+            child_tokens = child_tokens.flatten(1)
+            tokens.append(child_tokens)
+            scores.append(child_scores)
+            parents.append(frontier_index.repeat_interleave(top_k, dim=1))
+            if level == shape.depth:
+                break
+            frontier_scores, best = child_scores.topk(top_k, dim=-1)  # [B, K]
+            frontier_parent = best.div(top_k, rounding_mode="floor")
+            frontier_index = best + num_candidates
+            num_candidates += child_tokens.shape[1]
+            if level == shape.depth - 1 and shape.two_levels:
+                continue
+            features = _gather_rows(output.last_hidden_state, frontier_parent)
+            block = self._mask.extend(block, frontier_parent, top_k)
+            output = self._expand(
+                child_tokens.gather(1, best), features, level, block, shape.two_levels and level == shape.depth - 2
+            )
+        return select_tree(
+            root,
+            torch.cat(tokens, dim=1),
+            torch.cat(scores, dim=1),
+            torch.cat(parents, dim=1),
+            shape.num_draft_tokens,
+            shape.depth,
+        )
+
+    def _grow_static(self, root: torch.LongTensor, output: JakiroDraftOutput, shape: TreeShape) -> DraftTree:
+        """The tree of the config: each node is its parent's child of a fixed rank."""
+        tree = shape.static_tree
+        tokens, block, frontier_parent = [root[:, None]], None, None
+        for level, nodes in enumerate(tree.levels, start=1):
+            contrastive = level == shape.depth and shape.two_levels
+            _, child_tokens = self._best_children(output, contrastive=contrastive, top_k=shape.top_k)
+            if contrastive:
+                child_tokens = _gather_rows(child_tokens, frontier_parent)
+            parent, rank = torch.tensor(nodes, device=root.device).unbind(dim=1)
+            level_tokens = child_tokens[:, parent, rank]  # [B, W]
+            tokens.append(level_tokens)
+            if level == shape.depth:
+                break
+            expanded = torch.tensor(tree.expanded[level - 1], device=root.device)
+            frontier_parent = parent[expanded].expand(root.shape[0], -1)
+            if level == shape.depth - 1 and shape.two_levels:
+                continue
+            features = _gather_rows(output.last_hidden_state, frontier_parent)
+            block = self._mask.extend(block, frontier_parent, len(expanded))
+            output = self._expand(
+                level_tokens[:, expanded], features, level, block, shape.two_levels and level == shape.depth - 2
+            )
+        parents = torch.tensor(tree.parents, device=root.device).expand(root.shape[0], -1)
+        return DraftTree(torch.cat(tokens, dim=1), parents, max_depth=shape.depth)
+
+    def _expand(
+        self, tokens: torch.Tensor, features: torch.Tensor, level: int, block: torch.Tensor, contrastive: bool
+    ) -> JakiroDraftOutput:
+        """One forward over a level's frontier `[B, W]`, each node with its parent's feature `[B, W, H]`."""
+        if self._padding is None:
+            positions = torch.tensor([[self._length - 1 + level]], device=self.device)
+        else:
+            positions = self._num_real - 1 + level
+        return self.draft_model(
+            inputs_embeds=self._embed(tokens),
+            hidden_states=features,
+            attention_mask=self._mask.tree(self._length, block, self._padding),
+            position_ids=positions.expand(-1, tokens.shape[1]),
+            past_key_values=self._cache,
+            **self._outputs(contrastive),
+        )
+
+    def _outputs(self, contrastive: bool) -> dict[str, bool]:
+        return {
+            "output_contrastive_hidden_state": contrastive,
+            "output_expert_hidden_states": self.config.head_mode == "decoupled",
+        }
+
+    def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.target.embed(tokens).to(self.device, self.dtype)
+
+    def _best_children(
+        self, output: JakiroDraftOutput, contrastive: bool, top_k: int
+    ) -> tuple[torch.Tensor, torch.LongTensor]:
+        """
+        The best next tokens of each node, best first: log-probabilities (float32) and tokens, both `[B, W, K]`.
+
+        Decoupled experts (Jakiro\\*) are heads of their own: a token's probability is the larger of the two, so the best
+        tokens are the deduplicated union of both experts' best.
+        """
+        if output.expert_hidden_states is not None:
+            logits = self.target.head(output.expert_hidden_states).float()  # [2, B, W, V]
+            log_probs = (logits - logits.logsumexp(dim=-1, keepdim=True)).amax(dim=0)
+            best, tokens = log_probs.topk(top_k, dim=-1)
+        else:
+            features = output.contrastive_hidden_state if contrastive else output.last_hidden_state
+            logits = self.target.head(features).float()  # [B, W, V]
+            best, tokens = logits.topk(top_k, dim=-1)
+            best = best - logits.logsumexp(dim=-1, keepdim=True)
+        return best.to(self.device), tokens.to(self.device)
+
+    def _check_finite(self, features: torch.Tensor):
+        if not torch.isfinite(features).all():
+            raise ValueError(
+                "The drafter's features are not finite (NaN or infinity): its weights are damaged, its dtype "
+                f"({self.dtype}) is too narrow for this target, or the target's hidden states are not finite themselves. "
+                "`draft.check_finite()` tells which weights are to blame."
+            )
+
+    # -- transformers' own assisted loop -----------------------------------------------------------------------------
+
+    def get_candidates(
+        self,
+        input_ids: torch.LongTensor,
+        model_kwargs: dict[str, Any] | None = None,
+        model_outputs: Any = None,
+        is_first_iteration: bool = True,
+        n_last_matches: int = 0,
+        **kwargs: Any,
+    ) -> tuple[torch.LongTensor, None]:
+        """
+        A chain for transformers' own assisted loop, which calls this before each forward of the target.
+
+        Returns:
+            `input_ids` with the drafted tokens appended, `[1, T + k]`, and None in place of logits: the loop then keeps
+            the tokens that the target would have chosen itself.
+        """
+        if is_first_iteration:  # nothing to read yet: let the target process the prompt
+            return input_ids, None
+        features = model_outputs.hidden_states[-1]
+        if self._length > 0:  # candidates that were not accepted are no part of the text
+            features = features[:, : int(n_last_matches) + 1]
+        tokens = input_ids[:, -features.shape[1] - 1 :]  # those of the features, then the new root
+        self.observe(features, self._embed(tokens[:, :-1]))
+        max_depth = None if self.max_length is None else self.max_length - input_ids.shape[1] - 1
+        tree = self.propose(tokens[:, -1], max_depth, chain=True)
+        return torch.cat((input_ids, tree.tokens[:, 1:].to(input_ids.device)), dim=1), None
+
+    def update_candidate_strategy(self, input_ids: torch.LongTensor, scores: torch.Tensor, num_matches: int) -> None:
+        """Nothing to update: trees are shaped by their scores."""
+
+
+class MaskBuffer:
+    """
+    Additive attention masks of the drafter's small forwards. The columns of the prefix are zeros that were written
+    once; only the columns of the new tokens are written per forward, so the cost does not grow with the context.
+    """
+
+    MAX_ROWS = 64
+
+    def __init__(self, dtype: torch.dtype, device: torch.device):
+        self._minimum = torch.finfo(dtype).min
+        self._dtype, self._device = dtype, device
+        self._buffer = torch.zeros((1, 1, self.MAX_ROWS, 0), dtype=dtype, device=device)
+        self._prefix = 0  # columns of the prefix as of the last call; those behind may hold a block
+
+    def causal(self, past: int, rows: int, padding: torch.Tensor | None) -> torch.Tensor:
+        """`[B, 1, rows, past + rows]`: each row sees the prefix and the rows up to itself."""
+        block = torch.full((rows, rows), self._minimum, dtype=self._dtype, device=self._device).triu(1)
+        return self._write(past, block[None, None], padding)
+
+    def extend(self, block: torch.Tensor | None, parents: torch.Tensor, width: int) -> torch.Tensor:
+        """
+        Mask block of the next level: each node sees what its parent saw in the tree, and itself.
+
+        Args:
+            block (`[B, 1, W, C]` or None for the first level): block of the level above.
+            parents (`[B, width]`): index of each node's parent in the level above.
+        """
+        eye = torch.full((width, width), self._minimum, dtype=self._dtype, device=self._device).fill_diagonal_(0)
+        eye = eye.expand(parents.shape[0], 1, -1, -1)
+        if block is None:
+            return eye
+        rows = block.gather(2, parents[:, None, :, None].expand(-1, 1, -1, block.shape[-1]))
+        return torch.cat((rows, eye), dim=-1)
+
+    def tree(self, past: int, block: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
+        """`[B, 1, W, past + C]`: the prefix and a level's block."""
+        return self._write(past, block, padding)
+
+    def _write(self, past: int, block: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
+        rows, columns = block.shape[2:]
+        batch_size = block.shape[0] if padding is None else padding.shape[0]
+        size = self._buffer.shape
+        if batch_size != size[0] or rows > size[2] or past + columns > size[3]:
+            width = 64 * (2 * (past + columns) // 64 + 4)  # rows stay aligned for the attention kernels
+            self._buffer = self._buffer.new_zeros((batch_size, 1, max(rows, size[2]), width))
+            self._prefix = 0
+        if past != self._prefix:
+            new = slice(min(past, self._prefix), past)
+            self._buffer[..., new] = 0
+            if padding is not None:
+                hidden = ~padding[:, None, None, new]
+                self._buffer[..., new][..., : hidden.shape[-1]].masked_fill_(hidden, self._minimum)
+            self._prefix = past
+        self._buffer[:, :, :rows, past : past + columns] = block
+        return self._buffer[:, :, :rows, : past + columns]
+
+
+def _gather_rows(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """`values[b, index[b, w]]`: `[B, W, X]` and `[B, W']` → `[B, W', X]`."""
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
+
+
+__all__ = ["JakiroCandidateGenerator", "TreeShape"]

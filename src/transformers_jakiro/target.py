@@ -1,0 +1,84 @@
+# Copyright 2026 The transformers-jakiro authors.
+# Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
+"""What a drafter borrows from its target: token embeddings, the logits function, and the check that they fit."""
+
+import torch
+from transformers import PreTrainedModel
+
+from .configuration_jakiro import JakiroDraftConfig
+
+
+class Target:
+    """
+    A causal language model as its drafter sees it. Holds references only; the model is not changed.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): the target, or a PEFT model around it.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self.model: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.config = self.model.config.get_text_config(decoder=True)
+        self.embeddings = self.model.get_input_embeddings()
+        self.output_layer = self.model.get_output_embeddings()
+        if self.embeddings is None or self.output_layer is None:
+            raise ValueError(
+                f"{type(self.model).__name__} has no input embeddings or no language modeling head. A drafter needs "
+                "both: load the target with `AutoModelForCausalLM`."
+            )
+        self._logit_scale = _logit_scale(self.config)
+        self._logit_softcap = getattr(self.config, "final_logit_softcapping", None)
+
+    def check_fits(self, draft_config: JakiroDraftConfig):
+        """Raises `ValueError` if a drafter with this config cannot draft for this target."""
+        for field, remedy in (
+            ("vocab_size", "The two must share a tokenizer."),
+            ("hidden_size", "The drafter reads the target's hidden states."),
+        ):
+            expected, got = getattr(self.config, field), getattr(draft_config, field)
+            if expected != got:
+                trained_for = draft_config.target_name_or_path
+                raise ValueError(
+                    f"The drafter's `{field}` must be its target's: {type(self.model).__name__} has {expected}, the "
+                    f"drafter {got}. {remedy} Load a drafter trained for this target"
+                    + (f" (this one was trained for {trained_for})." if trained_for else ".")
+                )
+
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Embeddings `E(x)` as the target's decoder receives them: `[...]` → `[..., H]`."""
+        return self.embeddings(token_ids.to(self.embeddings.weight.device))
+
+    def head(self, features: torch.Tensor) -> torch.Tensor:
+        """The target's logits of features, with its scale and soft cap: `[..., H]` → `[..., V]` in the head's dtype."""
+        weight = self.output_layer.weight
+        if weight.is_floating_point():  # quantized heads take what they are given
+            features = features.to(device=weight.device, dtype=weight.dtype)
+        logits = self.output_layer(features)
+        if self._logit_scale is not None:
+            logits = logits * self._logit_scale
+        if self._logit_softcap is not None:
+            logits = torch.tanh(logits / self._logit_softcap) * self._logit_softcap
+        return logits
+
+    def check_head(self, features: torch.Tensor, logits: torch.Tensor):
+        """
+        Raises `NotImplementedError` unless [`~Target.head`] turns the target's features into the target's logits.
+
+        Args:
+            features (`[B, H]`), logits (`[B, V]`): of the same position, from one forward of the target.
+        """
+        ours, theirs = self.head(features).float(), logits.float().to(features.device)
+        tolerance = 1e-3 if self.output_layer.weight.dtype in (torch.float32, torch.float64) else 5e-2
+        scale = theirs.abs().amax()
+        if ours.shape != theirs.shape or not (ours - theirs.to(ours.device)).abs().amax() <= tolerance * scale + 1e-6:
+            raise NotImplementedError(
+                f"{type(self.model).__name__} does something between its last hidden state and its logits that is not "
+                "a known scale or soft cap, so a drafter cannot use its head. Please report this architecture."
+            )
+
+
+def _logit_scale(config) -> float | None:
+    """What the architectures that scale their logits multiply them with."""
+    if getattr(config, "logits_scaling", None) is not None:  # Granite divides
+        return 1.0 / config.logits_scaling
+    return getattr(config, "logit_scale", None)  # Cohere multiplies

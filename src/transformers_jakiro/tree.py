@@ -1,0 +1,157 @@
+# Copyright 2026 The transformers-jakiro authors.
+# Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
+"""
+Draft trees: pure functions on tensors.
+
+Symbols in shape comments: B batch, N drafted nodes, n = N + 1 nodes with the root, C candidates.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+
+@dataclass(frozen=True)
+class DraftTree:
+    """
+    A tree of drafted tokens. Node 0 is the root: the last token the target has chosen, not yet in its cache. Parents
+    stand before their children.
+
+    ```
+    tokens   [7, 4, 9, 2]      7 ── 4 ── 2
+    parents  [0, 0, 0, 1]       └── 9
+    depths   [0, 1, 1, 2]
+                               7 4 9 2
+    ancestor_mask          7 [ 1 . . . ]
+                           4 [ 1 1 . . ]
+                           9 [ 1 . 1 . ]
+                           2 [ 1 1 . 1 ]
+    ```
+
+    Args:
+        tokens (`torch.LongTensor` of shape `(B, n)`): token of each node.
+        parents (`torch.LongTensor` of shape `(B, n)`): index of each node's parent; the root's is 0.
+        max_depth (`int`): an upper bound of the depths.
+    """
+
+    tokens: torch.LongTensor
+    parents: torch.LongTensor
+    max_depth: int
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes with the root."""
+        return self.tokens.shape[1]
+
+    @cached_property
+    def ancestor_mask(self) -> torch.Tensor:
+        """`[B, n, n]` bool: whether the column's node is the row's node or one of its ancestors."""
+        size = self.num_nodes
+        steps = torch.nn.functional.one_hot(self.parents, size).float()
+        steps.diagonal(dim1=-2, dim2=-1).fill_(1.0)
+        # (I + A)^k is positive where k steps up reach: squaring doubles k, and the clamp keeps the numbers small
+        reach, length = steps, 1
+        while length < self.max_depth:
+            reach, length = torch.bmm(reach, reach).clamp_(max=1.0), 2 * length
+        return reach > 0
+
+    @cached_property
+    def depths(self) -> torch.LongTensor:
+        """`[B, n]`: 0 for the root."""
+        return self.ancestor_mask.sum(dim=-1) - 1
+
+    def leaf_paths(self) -> list[list[list[int]]]:
+        """Per row of the batch the node indices from the root to each leaf, in the order of the leaves."""
+        paths = []
+        for parents in self.parents.tolist():
+            inner = set(parents[1:])
+            rows = []
+            for leaf in range(len(parents)):
+                if leaf in inner or (leaf == 0 and len(parents) > 1):
+                    continue
+                path = [leaf]
+                while path[-1] != 0:
+                    path.append(parents[path[-1]])
+                rows.append(path[::-1])
+            paths.append(rows)
+        return paths
+
+    @classmethod
+    def root_only(cls, root: torch.LongTensor) -> "DraftTree":
+        """A tree that drafts nothing. `root`: `[B]`."""
+        return cls(root[:, None], torch.zeros_like(root)[:, None], max_depth=0)
+
+
+def select_tree(
+    root: torch.LongTensor,
+    tokens: torch.LongTensor,
+    scores: torch.Tensor,
+    parents: torch.LongTensor,
+    num_draft_tokens: int,
+    max_depth: int,
+) -> DraftTree:
+    """
+    The tree of the best candidates (paper section 3.2; EAGLE-2's reranking).
+
+    A child never scores more than its parent and stands behind it, so a *stable* sort keeps the ancestors of whatever
+    it keeps, also where a child's probability is exactly 1 and the scores tie.
+
+    Args:
+        root (`[B]`): token of the root.
+        tokens, scores (`[B, C]`): the candidates of all levels with the log-probabilities of their paths.
+        parents (`[B, C]`): index among the candidates of each one's parent, -1 for the root.
+        num_draft_tokens (`int`): candidates to keep, at most.
+        max_depth (`int`): levels of candidates.
+    """
+    order = scores.sort(dim=-1, descending=True, stable=True).indices
+    kept = order[:, : min(num_draft_tokens, scores.shape[1])].sort(dim=-1).values  # [B, N]
+    kept_parents = parents.gather(1, kept)
+    # position of the parent among the kept ones; the root, -1, lies before all of them
+    node_parents = torch.searchsorted(kept, kept_parents) + (kept_parents >= 0)
+    return DraftTree(
+        tokens=torch.cat((root[:, None], tokens.gather(1, kept)), dim=1),
+        parents=torch.nn.functional.pad(node_parents, (1, 0)),
+        max_depth=max_depth,
+    )
+
+
+@dataclass(frozen=True)
+class StaticTree:
+    """
+    A fixed tree, level by level. Nodes are ordered by level, and within it by parent and rank.
+
+    Attributes:
+        parents: index of each node's parent among all nodes with the root.
+        levels: per level the nodes as pairs (index of the parent among the *expanded* nodes of the level above, rank).
+        expanded: per level but the last, the indices within the level of the nodes that have children.
+    """
+
+    parents: tuple[int, ...]
+    levels: tuple[tuple[tuple[int, int], ...], ...]
+    expanded: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def from_paths(cls, paths: Sequence[Sequence[int]]) -> "StaticTree":
+        """From paths of child ranks, as in [`JakiroDraftConfig.static_tree`]."""
+        by_level = sorted({tuple(path) for path in paths}, key=lambda path: (len(path), path))
+        index = {(): 0, **{path: position for position, path in enumerate(by_level, start=1)}}
+        depth = len(by_level[-1])
+        nodes = [[path for path in by_level if len(path) == level + 1] for level in range(depth)]
+        with_children = {path[:-1] for path in by_level}
+        levels, expanded, frontier = [], [], [()]
+        for level in nodes:
+            position = {path: i for i, path in enumerate(frontier)}
+            levels.append(tuple((position[path[:-1]], path[-1]) for path in level))
+            keep = [i for i, path in enumerate(level) if path in with_children]
+            expanded.append(tuple(keep))
+            frontier = [level[i] for i in keep]
+        return cls(
+            parents=(0, *(index[path[:-1]] for path in by_level)), levels=tuple(levels), expanded=tuple(expanded[:-1])
+        )
+
+    def limited(self, max_depth: int) -> "StaticTree":
+        """The upper `max_depth` levels."""
+        size = 1 + sum(map(len, self.levels[:max_depth]))
+        return StaticTree(self.parents[:size], self.levels[:max_depth], self.expanded[: max(0, max_depth - 1)])

@@ -1,0 +1,125 @@
+# Copyright 2026 The transformers-jakiro authors.
+# Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
+"""
+Attention masks that let an unmodified target process a whole tree in one forward.
+
+Symbols in shape comments: B batch, P tokens in the cache (the prefix), n nodes of the tree.
+"""
+
+import torch
+from transformers import Cache, PreTrainedModel
+
+from .tree import DraftTree
+
+SUPPORTED_IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention")
+SUPPORTED_LAYER_TYPES = ("full_attention", "sliding_attention")
+
+
+def layer_types(config) -> dict[str, int]:
+    """
+    The kinds of attention in a model and the first layer of each, as `transformers.masking_utils` tells them apart:
+    by `layer_types` where the config has it (the model then takes one mask per kind), else one kind for all layers.
+    """
+    if getattr(config, "layer_types", None) is not None:
+        return {kind: config.layer_types.index(kind) for kind in dict.fromkeys(config.layer_types)}
+    if getattr(config, "sliding_window", None) is not None:
+        return {"sliding_attention": 0}
+    if getattr(config, "attention_chunk_size", None) is not None:
+        return {"chunked_attention": 0}
+    return {"full_attention": 0}
+
+
+def why_no_trees(model: PreTrainedModel) -> str | None:
+    """Why a target's attention cannot verify trees, or None if it can."""
+    config = model.config.get_text_config(decoder=True)
+    implementation = config._attn_implementation
+    if implementation not in SUPPORTED_IMPLEMENTATIONS:
+        return (
+            f"its attention implementation '{implementation}' takes no mask of arbitrary shape "
+            "(`target.set_attn_implementation('sdpa')` does)"
+        )
+    unsupported = [kind for kind in layer_types(config) if kind not in SUPPORTED_LAYER_TYPES]
+    return f"it has layers of the kinds {unsupported}" if unsupported else None
+
+
+class TreeAttentionMask:
+    """
+    Additive masks for the target's tree forwards of one generation. A node sees the prefix, its ancestors and itself,
+    and in layers with a sliding window no token further back than the window:
+
+    ```
+                   prefix    tree
+    tree            p p p    7 4 9 2
+    7 ── 4 ── 2  7  1 1 1    1 . . .
+     └── 9       4  1 1 1    1 1 . .
+                 9  1 1 1    1 . 1 .
+                 2  1 1 1    1 1 . 1     sliding window of 4:  2  . . 1   1 1 . 1
+    ```
+
+    The prefix columns of the full mask are written once, so a step costs the same at any context length.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): the target.
+        padding (`[B, P]`, *optional*): the prompt's 2D attention mask, 0 where it is padded.
+    """
+
+    def __init__(self, model: PreTrainedModel, padding: torch.Tensor | None, device: torch.device):
+        self._config = model.config.get_text_config(decoder=True)
+        self._layer_types = layer_types(self._config)
+        self._as_dict = getattr(self._config, "layer_types", None) is not None
+        self._dtype, self._device = model.dtype, device
+        self._minimum = torch.finfo(self._dtype).min
+        self._hidden = None if padding is None else padding.to(device) == 0  # [B, P]
+        self._buffer: torch.Tensor | None = None
+        self._prefix = 0
+
+    def build(self, tree: DraftTree, cache: Cache) -> torch.Tensor | dict[str, torch.Tensor]:
+        """
+        The `attention_mask` argument of the target's forward over the tree's nodes: `[B, 1, n, P + n]`, or a dict of
+        one such mask per kind of attention for the models that take it so.
+        """
+        prefix_length = int(cache.get_seq_length())
+        block = torch.zeros(tree.ancestor_mask.shape, dtype=self._dtype, device=self._device)
+        block.masked_fill_(~tree.ancestor_mask, self._minimum)
+        masks = {}
+        for kind, layer_idx in self._layer_types.items():
+            window = self._config.sliding_window if kind == "sliding_attention" else None
+            if window is None or prefix_length + tree.max_depth < window:
+                masks[kind] = self._full_mask(block, prefix_length)
+            else:
+                masks[kind] = self._sliding_mask(tree, block, prefix_length, cache, layer_idx, window)
+        return masks if self._as_dict else next(iter(masks.values()))
+
+    def _full_mask(self, block: torch.Tensor, prefix_length: int) -> torch.Tensor:
+        batch_size, num_nodes = block.shape[:2]
+        end = prefix_length + num_nodes
+        if self._buffer is None or end > self._buffer.shape[-1] or num_nodes > self._buffer.shape[2]:
+            width = 64 * (2 * end // 64 + 4)  # rows stay aligned for the attention kernels
+            self._buffer = block.new_zeros((batch_size, 1, num_nodes, width))
+            self._prefix = 0
+        new = slice(self._prefix, prefix_length)  # was tree, is prefix
+        self._buffer[..., new] = 0
+        if self._hidden is not None:
+            hidden = self._hidden[:, None, None, new]
+            self._buffer[..., new][..., : hidden.shape[-1]].masked_fill_(hidden, self._minimum)
+        self._prefix = prefix_length
+        self._buffer[:, 0, :num_nodes, prefix_length:end] = block
+        return self._buffer[:, :, :num_nodes, :end]
+
+    def _sliding_mask(
+        self, tree: DraftTree, block: torch.Tensor, prefix_length: int, cache: Cache, layer_idx: int, window: int
+    ) -> torch.Tensor:
+        num_nodes = tree.num_nodes
+        key_length, offset = cache.get_mask_sizes(num_nodes, layer_idx)
+        depths = tree.depths.to(self._device)
+        # index of the first key that a node still sees: its own index, prefix_length + depth, less the window
+        first = (prefix_length + depths - window + 1)[:, None, :, None]  # [B, 1, n, 1]
+        keys = torch.arange(offset, offset + key_length - num_nodes, device=self._device)
+        visible = keys >= first  # [B, 1, n, key_length - n]
+        if self._hidden is not None:
+            hidden = torch.nn.functional.pad(self._hidden, (0, max(0, prefix_length - self._hidden.shape[1])))
+            visible = visible & ~hidden[:, None, None, offset : offset + keys.shape[0]]
+        prefix = torch.zeros(visible.shape, dtype=self._dtype, device=self._device)
+        prefix.masked_fill_(~visible, self._minimum)
+        block = block[:, None].masked_fill((prefix_length + depths)[:, None, None, :] < first, self._minimum)
+        return torch.cat((prefix, block), dim=-1)
