@@ -1,0 +1,671 @@
+# Copyright 2026 The transformers-jakiro authors.
+# Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
+"""
+Published checkpoints to [`JakiroDraftModel`]: original Jakiro, Jakiro\\* and EAGLE-1/2 drafters.
+
+Nothing in such a checkpoint marks its variant, and its config holds fields that do not apply, so the architecture is
+read off tensor names and shapes; the config only supplies what shapes cannot tell. Then every tensor must be there,
+with the expected shape, finite, and nothing else: a drafter with a wrong weight still runs, it just drafts nonsense.
+
+Symbols in shape comments: H hidden size, N experts, I inner width of one expert.
+"""
+
+import json
+import re
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from safetensors.torch import load_file
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from .configuration_jakiro import JakiroDraftConfig
+from .modeling_jakiro import JakiroDraftModel
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+# {our name: (dimension of the concatenation, {original name: its shape})}
+Layout = dict[str, tuple[int, dict[str, tuple[int, ...]]]]
+
+# weights files in order of preference, and what to fetch from the Hub to have either format
+_WEIGHTS_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_HUB_PATTERNS = (
+    ["config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json"],
+    ["config.json", "pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"],
+)
+_PREFIXES = ("model.", "ea_layer.")
+# the target's, or recomputed
+_IGNORED = re.compile(r"embed_tokens\.weight|lm_head\.weight|(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+
+
+def load_original(
+    path_or_repo_id: str | Path,
+    target: PreTrainedModel | PreTrainedConfig | str | Path | None = None,
+    *,
+    dtype: torch.dtype | str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+) -> JakiroDraftModel:
+    """
+    Reads a drafter in the layout of the published Jakiro, Jakiro\\* and EAGLE-1/2 checkpoints.
+
+    Args:
+        path_or_repo_id (`str` or `Path`):
+            A folder with `config.json` and weights (`model.safetensors`, `pytorch_model.bin`, or either one sharded),
+            or the id of such a repository on the Hub. Pickled weights are read with `weights_only=True`.
+        target ([`~transformers.PreTrainedModel`], [`~transformers.PreTrainedConfig`], `str` or `Path`, *optional*):
+            The target, its config, or where to load that from. Gives vocabulary size, special tokens and name, which
+            otherwise come from the checkpoint's own config, and is checked against the checkpoint.
+        dtype (`torch.dtype` or `str`, *optional*):
+            Precision of the drafter. None or `"auto"`: that of the checkpoint.
+        revision, token, cache_dir, local_files_only:
+            As in [`~huggingface_hub.snapshot_download`]. `revision` is the drafter's, not the target's.
+
+    Raises:
+        ValueError: if the checkpoint is damaged, incomplete, contradicts itself or the target, or is no such drafter.
+        OSError: if files are absent.
+    """
+    torch_dtype = _as_dtype(dtype)
+    hub_kwargs = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    folder = _locate(path_or_repo_id, revision=revision, **hub_kwargs)
+    original_config = _read_json(folder / "config.json")
+    tensors = _read_weights(folder)
+    target_config = _load_target_config(target, **hub_kwargs)
+    try:
+        tensors = _strip_prefix(tensors)
+        _refuse_foreign(tensors, original_config)
+        config = _infer_config(tensors, original_config, target_config)
+        if isinstance(target, (str, Path)):
+            config.target_name_or_path = str(target)
+        tensors = {name: tensor for name, tensor in tensors.items() if not _IGNORED.fullmatch(name)}
+        _check_layout(tensors, _original_shapes(config), "an original checkpoint")
+        tensors = _check_and_cast(tensors, torch_dtype)
+    except ValueError as error:
+        raise ValueError(f"Cannot convert {path_or_repo_id}: {error}") from error
+    model = JakiroDraftModel.from_pretrained(
+        None,
+        config=config,
+        state_dict=original_state_dict_to_jakiro(tensors, config),
+        dtype=tensors["fc.weight"].dtype,
+    )
+    model.config._name_or_path = model.name_or_path = str(path_or_repo_id)
+    return model
+
+
+def convert_original(
+    src: str | Path,
+    dst: str | Path,
+    target: PreTrainedModel | PreTrainedConfig | str | Path | None = None,
+    **kwargs: Any,
+) -> Path:
+    """
+    Converts an original checkpoint to a folder for [`JakiroDraftModel.from_pretrained`].
+
+    The folder appears complete or not at all: it is written next to `dst` under another name and then renamed.
+
+    Args:
+        src (`str` or `Path`): folder or Hub id of the original checkpoint.
+        dst (`str` or `Path`): the new folder; must not exist, or be empty.
+        target, kwargs: as in [`load_original`].
+
+    Returns:
+        `Path`: the absolute path of `dst`.
+
+    Raises:
+        FileExistsError: if `dst` is a file or holds files.
+        ValueError, OSError: see [`load_original`].
+    """
+    dst = Path(dst).expanduser().resolve()
+    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
+        raise FileExistsError(
+            f"{dst} exists and is not an empty folder: choose another destination, or remove it first."
+        )
+    model = load_original(src, target=target, **kwargs)
+    dst.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{dst.name}-", dir=dst.parent) as scratch:
+        complete = Path(scratch) / dst.name
+        model.save_pretrained(complete)
+        if dst.is_dir():
+            dst.rmdir()  # empty, or this raises: renaming onto an empty folder is not portable
+        complete.rename(dst)
+    return dst
+
+
+# --- the key map -----------------------------------------------------------------------------------------------------
+
+
+def _layout(config: JakiroDraftConfig) -> Layout:
+    """
+    The key map, both ways: each of our tensors is the concatenation, along a dimension, of original tensors.
+
+    Returns:
+        `{our name: (dimension, {original name: its shape})}`.
+
+    Raises:
+        ValueError: if no original checkpoint has experts of this kind.
+    """
+    kind = (config.gated_experts, config.num_experts > 1, config.head_mode)
+    if kind not in ((True, True, "contrastive"), (False, True, "decoupled"), (True, False, "single")):
+        raise ValueError(
+            "The original layout knows gated experts with a contrastive branch (Jakiro), two-layer experts with "
+            "decoupled heads (Jakiro*) and one gated expert with a single head (EAGLE-1/2), got "
+            f"gated_experts={config.gated_experts}, num_experts={config.num_experts}, head_mode='{config.head_mode}'. "
+            "Save this drafter with `save_pretrained` instead."
+        )
+    fields: dict[str, Any] = config.to_dict()
+    hidden, inner = fields["hidden_size"], fields["expert_intermediate_size"]
+    q_size = fields["num_attention_heads"] * fields["head_dim"]
+    kv_size = fields["num_key_value_heads"] * fields["head_dim"]
+    layout: Layout = {"fc.weight": (0, {"fc.weight": (hidden, 2 * hidden)})}
+    if config.fusion_bias:
+        layout["fc.bias"] = (0, {"fc.bias": (hidden,)})
+    for layer in range(config.num_hidden_layers):
+        ours = f"layers.{layer}"
+        attention, norms = f"{ours}.self_attn", ["post_attention_layernorm"]
+        qkv = {"q": q_size, "k": kv_size, "v": kv_size}
+        layout[f"{attention}.qkv_proj.weight"] = (
+            0,
+            {f"{attention}.{x}_proj.weight": (rows, hidden) for x, rows in qkv.items()},
+        )
+        if config.attention_bias:
+            layout[f"{attention}.qkv_proj.bias"] = (
+                0,
+                {f"{attention}.{x}_proj.bias": (rows,) for x, rows in qkv.items()},
+            )
+        layout[f"{attention}.o_proj.weight"] = (0, {f"{attention}.o_proj.weight": (hidden, q_size)})
+        if layer > 0:
+            norms.append("input_layernorm")
+        for norm in norms:
+            layout[f"{ours}.{norm}.weight"] = (0, {f"{ours}.{norm}.weight": (hidden,)})
+
+        if config.num_experts == 1:
+            mlps = [f"{ours}.mlp"]
+        else:
+            mlps = [f"{ours}.mlp_moe.experts.{expert}" for expert in range(config.num_experts)]
+            # only the last layer has a contrastive branch, hence its two logits
+            has_contrast = config.head_mode == "contrastive" and layer == config.num_hidden_layers - 1
+            gate_size = config.num_experts + (2 if has_contrast else 0)
+            layout[f"{ours}.mlp.gate.weight"] = (0, {f"{ours}.mlp_moe.gate.weight": (gate_size, hidden)})
+        if config.gated_experts:
+            gate_up = _named(mlps, "gate_proj", inner, hidden) | _named(mlps, "up_proj", inner, hidden)
+            layout[f"{ours}.mlp.experts.gate_up_proj.weight"] = (0, gate_up)
+            down = _named(mlps, "down_proj", hidden, inner)
+        else:
+            layout[f"{ours}.mlp.experts.up_proj.weight"] = (0, _named(mlps, "fc", inner, hidden))
+            down = _named(mlps, "proj", hidden, inner)
+        layout[f"{ours}.mlp.experts.down_proj.weight"] = (1, down)
+    return layout
+
+
+def _named(modules: list[str], projection: str, *shape: int) -> dict[str, tuple[int, ...]]:
+    return {f"{module}.{projection}.weight": shape for module in modules}
+
+
+def _original_shapes(config: JakiroDraftConfig) -> dict[str, tuple[int, ...]]:
+    return {name: shape for _, sources in _layout(config).values() for name, shape in sources.items()}
+
+
+def _check_layout(tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], what: str) -> None:
+    """Raises `ValueError` that lists the tensors which are missing, unexpected or not shaped as in `shapes`."""
+    problems = [f"`{name}` {shape} is missing" for name, shape in shapes.items() if name not in tensors]
+    for name, tensor in tensors.items():
+        shape = tuple(tensor.shape)
+        if name not in shapes:
+            problems.append(f"`{name}` {shape} is unexpected")
+        elif shape != shapes[name]:
+            problems.append(f"`{name}` has shape {shape}, expected {shapes[name]}")
+    if problems:
+        more = f"\n  and {len(problems) - 12} more" if len(problems) > 12 else ""
+        raise ValueError(
+            f"its {len(tensors)} tensors are not the {len(shapes)} of {what} of this architecture:\n  "
+            + "\n  ".join(problems[:12])
+            + more
+            + "\nDownload the checkpoint again; if it is complete, its architecture is not supported."
+        )
+
+
+def original_state_dict_to_jakiro(
+    tensors: Mapping[str, torch.Tensor], config: JakiroDraftConfig
+) -> dict[str, torch.Tensor]:
+    """
+    Renames and fuses the tensors of an original checkpoint (without embeddings and head).
+
+    Args:
+        tensors (`Mapping[str, torch.Tensor]`): names without prefix, as published.
+        config ([`JakiroDraftConfig`]): the architecture they belong to.
+
+    Returns:
+        `dict[str, torch.Tensor]`: the state dict of a [`JakiroDraftModel`]; shares no memory with `tensors`.
+
+    Raises:
+        ValueError: if tensors are missing, unexpected or of a wrong shape, or no original layout exists.
+    """
+    _check_layout(tensors, _original_shapes(config), "an original checkpoint")
+    return {
+        name: torch.cat([tensors[source] for source in sources], dim=dim)
+        for name, (dim, sources) in _layout(config).items()
+    }
+
+
+def jakiro_state_dict_to_original(
+    tensors: Mapping[str, torch.Tensor], config: JakiroDraftConfig
+) -> dict[str, torch.Tensor]:
+    """
+    The exact reverse of [`original_state_dict_to_jakiro`], for state dicts or anything shaped like one (gradients).
+
+    Args:
+        tensors (`Mapping[str, torch.Tensor]`): state dict of a [`JakiroDraftModel`].
+        config ([`JakiroDraftConfig`]): its config.
+
+    Returns:
+        `dict[str, torch.Tensor]`: contiguous tensors under their original names.
+
+    Raises:
+        ValueError: if tensors are missing, unexpected or of a wrong shape, or no original layout exists.
+    """
+    layout = _layout(config)
+    shapes = {}
+    for name, (dim, sources) in layout.items():
+        shape = list(next(iter(sources.values())))
+        shape[dim] = sum(source[dim] for source in sources.values())
+        shapes[name] = tuple(shape)
+    _check_layout(tensors, shapes, "a JakiroDraftModel")
+    original = {}
+    for name, (dim, sources) in layout.items():
+        parts = tensors[name].split([shape[dim] for shape in sources.values()], dim=dim)
+        original.update({source: part.clone() for source, part in zip(sources, parts, strict=True)})
+    return {name: tensor.contiguous() for name, tensor in original.items()}
+
+
+# --- the architecture ------------------------------------------------------------------------------------------------
+
+
+def _infer_config(
+    tensors: Mapping[str, torch.Tensor], original: Mapping[str, Any], target: PreTrainedConfig | None
+) -> JakiroDraftConfig:
+    """
+    Args:
+        tensors: original tensors without prefix, ignored ones included.
+        original: the checkpoint's `config.json`.
+        target: the target's config.
+
+    Raises:
+        ValueError: if tensors that tell the architecture are missing or odd, or if config, tensors and target
+            contradict each other.
+    """
+    values = _infer_architecture(tensors, original)
+    _check_against_config(tensors, original, values)
+    text_config = target.get_text_config(decoder=True) if target is not None else None
+    values["vocab_size"] = _config_int(original, "vocab_size")
+    if text_config is not None:
+        for name in ("hidden_size", "vocab_size"):
+            expected = getattr(text_config, name)
+            if values[name] not in (None, expected):
+                raise ValueError(
+                    f"the drafter has `{name}={values[name]}`, the target {expected}. A drafter only fits the target "
+                    "it was trained for: give that one."
+                )
+        values["vocab_size"] = text_config.vocab_size
+        values["target_name_or_path"] = getattr(target, "_name_or_path", None) or None
+    elif values["vocab_size"] is None:
+        raise ValueError("its config.json lacks `vocab_size`: give `target`, or put the target's in.")
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        values[name] = getattr(text_config, name, None) if text_config is not None else original.get(name)
+
+    embeddings = tensors.get("embed_tokens.weight")
+    expected_shape = (values["vocab_size"], values["hidden_size"])
+    if embeddings is not None and tuple(embeddings.shape) != expected_shape:
+        raise ValueError(
+            f"`embed_tokens.weight` has shape {tuple(embeddings.shape)}, expected {expected_shape} by `vocab_size` in "
+            f"{'its config.json' if text_config is None else 'the config of the target'}. Use the config or the "
+            "target that belongs to these weights."
+        )
+    eps = original.get("rms_norm_eps")
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < 1:
+        raise ValueError(
+            f"its config.json must have `rms_norm_eps`, a number between 0 and 1, got {eps!r}. Put in the target's."
+        )
+    # the published code's default
+    values["max_position_embeddings"] = _config_int(original, "max_position_embeddings") or 2048
+    values["rms_norm_eps"], values["rope_parameters"] = float(eps), _rope_parameters(original)
+    values["static_tree"] = original.get("static_tree")
+    try:
+        return JakiroDraftConfig(**values)
+    except (StrictDataclassError, KeyError, TypeError) as error:
+        raise ValueError(f"its config.json gives a config that is refused: {error}") from error
+
+
+def _infer_architecture(tensors: Mapping[str, torch.Tensor], original: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of [`JakiroDraftConfig`] that names and shapes tell, given the number of attention heads."""
+    hidden_size, fc_in = _matrix_shape(tensors, "fc.weight")
+    if fc_in != 2 * hidden_size:
+        eagle3 = " An EAGLE-3 drafter fuses three features; these are not supported yet." * (fc_in == 3 * hidden_size)
+        raise ValueError(
+            f"`fc.weight` has shape {(hidden_size, fc_in)}, expected {(hidden_size, 2 * hidden_size)}: it must fuse "
+            f"one embedding and one feature of the target's hidden size.{eagle3}"
+        )
+    num_layers = _count(tensors, r"layers\.(\d+)\.self_attn\..+")
+    num_heads = _config_int(original, "num_attention_heads")
+    if num_heads is None:
+        raise ValueError("its config.json lacks `num_attention_heads`, which shapes cannot tell. Put it in.")
+    q_size, _ = _matrix_shape(tensors, "layers.0.self_attn.q_proj.weight")
+    kv_size, _ = _matrix_shape(tensors, "layers.0.self_attn.k_proj.weight")
+    head_dim = q_size // num_heads
+    if q_size % num_heads != 0 or kv_size % head_dim != 0:
+        raise ValueError(
+            f"`num_attention_heads={num_heads}` in its config.json does not divide the attention: q_proj has {q_size} "
+            f"rows, k_proj {kv_size}. Put in the head count that the drafter was trained with."
+        )
+
+    moe = "layers.0.mlp_moe."
+    num_experts = _count(tensors, re.escape(moe) + r"experts\.(\d+)\..+")
+    gated = _count(tensors, re.escape(moe) + r"experts\.(\d+)\.(fc|proj)\..+") == 0
+    if num_experts == 0:
+        num_experts, head_mode = 1, "single"
+        inner_size, _ = _matrix_shape(tensors, "layers.0.mlp.gate_proj.weight")
+    else:
+        head_mode = "contrastive" if gated else "decoupled"
+        inner_size, _ = _matrix_shape(tensors, f"{moe}experts.0.{'gate_proj' if gated else 'fc'}.weight")
+        gate = f"layers.{num_layers - 1}.mlp_moe.gate.weight"
+        gate_size, _ = _matrix_shape(tensors, gate)
+        expected = num_experts + (2 if gated else 0)
+        if gate_size != expected:
+            raise ValueError(
+                f"`{gate}` has {gate_size} rows, expected {expected} for {num_experts} "
+                + ("gated experts (Jakiro: two more rows than experts)" if gated else "two-layer experts (Jakiro*)")
+                + ". The checkpoint lacks experts, or its variant is not supported."
+            )
+    activation = original.get("hidden_act", "silu") if gated else "gelu"  # Jakiro* ignores the field
+    if not isinstance(activation, str) or activation not in ACT2FN:
+        raise ValueError(f"its config.json says `hidden_act={activation!r}`, which is no activation of Transformers.")
+    return {
+        "hidden_size": hidden_size,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": num_heads,
+        "num_key_value_heads": kv_size // head_dim,
+        "head_dim": head_dim,
+        "hidden_act": activation,
+        "attention_bias": any(f"layers.0.self_attn.{x}_proj.bias" in tensors for x in "qkv"),
+        "fusion_bias": "fc.bias" in tensors,
+        "num_experts": num_experts,
+        "num_experts_per_tok": min(2, num_experts),
+        "expert_intermediate_size": inner_size,
+        "gated_experts": gated,
+        "head_mode": head_mode,
+    }
+
+
+def _check_against_config(
+    tensors: Mapping[str, torch.Tensor], original: Mapping[str, Any], inferred: Mapping[str, Any]
+) -> None:
+    """Raises `ValueError` if the checkpoint's config contradicts the architecture inferred from its tensors."""
+    same = ("hidden_size", "num_hidden_layers", "num_key_value_heads", "head_dim", "num_experts_per_tok")
+    counterparts = {**{name: name for name in same}, "num_local_experts": "num_experts"}
+    if inferred["head_mode"] != "contrastive":  # for Jakiro the field is the target's, and ignored
+        counterparts["intermediate_size"] = "expert_intermediate_size"
+    for name, ours in counterparts.items():
+        stated = _config_int(original, name)
+        if stated not in (None, inferred[ours]):
+            raise ValueError(
+                f"its config.json says `{name}={stated}`, its tensors say {inferred[ours]}. Use the config.json that "
+                "belongs to these weights, or correct the field."
+            )
+    for name, ours, which in (
+        ("bias", "fusion_bias", "fc.bias"),
+        ("qkv_bias", "attention_bias", "layers.0.self_attn.{q,k,v}_proj.bias"),
+    ):
+        stated, found = original.get(name), inferred[ours]
+        if stated is None and name == "qkv_bias":  # many configs do not mention it
+            continue
+        if stated is not None and not isinstance(stated, bool):
+            raise ValueError(f"its config.json says `{name}={stated!r}`, expected true or false.")
+        if found != (stated is not False):
+            says = f"lacks `{name}`, which means true" if stated is None else f"says `{name}={json.dumps(stated)}`"
+            raise ValueError(
+                f"`{which}` is {'there' if found else 'missing'}, but its config.json {says}. If the weights are "
+                f'complete, put `"{name}": {json.dumps(found)}` into config.json.'
+            )
+
+
+def _rope_parameters(original: Mapping[str, Any]) -> dict[str, Any]:
+    """Rotary parameters from the old fields `rope_theta` and `rope_scaling`, or the new `rope_parameters`."""
+    scaling = original.get("rope_parameters") or original.get("rope_scaling") or {}
+    if not isinstance(scaling, dict):
+        raise ValueError(f"its config.json says `rope_scaling={scaling!r}`, expected null or an object.")
+    theta = scaling.get("rope_theta", original.get("rope_theta"))
+    theta = 10000.0 if theta is None else theta  # the published code's default
+    if isinstance(theta, bool) or not isinstance(theta, (int, float)) or not theta > 0:
+        raise ValueError(f"its config.json says `rope_theta={theta!r}`, expected a positive number.")
+    rope_type = scaling.get("rope_type", scaling.get("type", "default"))
+    if rope_type != "default" and rope_type not in ROPE_INIT_FUNCTIONS:
+        raise ValueError(
+            f"its config.json says the rotary type is {rope_type!r}, known are {['default', *ROPE_INIT_FUNCTIONS]}."
+        )
+    rest = {name: value for name, value in scaling.items() if name != "type"}
+    return {**rest, "rope_type": rope_type, "rope_theta": float(theta)}
+
+
+def _config_int(original: Mapping[str, Any], name: str) -> int | None:
+    """A positive integer from `config.json`; None if absent or null."""
+    value = original.get(name)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"its config.json says `{name}={value!r}`, expected a positive integer. Correct the field.")
+    return value
+
+
+def _matrix_shape(tensors: Mapping[str, torch.Tensor], name: str) -> tuple[int, int]:
+    if name not in tensors:
+        raise ValueError(
+            f"`{name}` is missing. Download the checkpoint again; if it is complete, it is no such drafter."
+        )
+    shape = tuple(tensors[name].shape)
+    if len(shape) != 2 or 0 in shape:
+        raise ValueError(
+            f"`{name}` has shape {shape}, expected a matrix. The checkpoint is damaged: download it again."
+        )
+    return shape[0], shape[1]
+
+
+def _count(names: Mapping[str, Any], pattern: str) -> int:
+    """Number of distinct indices, the group in `pattern`: gaps show up later as missing and unexpected tensors."""
+    return len({match.group(1) for name in names if (match := re.fullmatch(pattern, name))})
+
+
+def _strip_prefix(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Drops `model.` or `ea_layer.` where every name has it."""
+    for prefix in _PREFIXES:
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _refuse_foreign(tensors: Mapping[str, torch.Tensor], original: Mapping[str, Any]) -> None:
+    """Raises `ValueError` that says what a checkpoint is, where it is recognisably something else."""
+    supported = "Supported are original Jakiro, Jakiro* and EAGLE-1/2 drafters."
+    if any(name.split(".")[-1] in ("d2t", "t2d") or "midlayer" in name.split(".") for name in tensors):
+        raise ValueError(f"it is an EAGLE-3 drafter (`midlayer`, `d2t`); these are not supported yet. {supported}")
+    if original.get("model_type") == JakiroDraftConfig.model_type or any(".qkv_proj." in name for name in tensors):
+        raise ValueError(
+            "it is not in the original layout; if it was saved by this library, load it with "
+            f"`JakiroDraftModel.from_pretrained`. {supported}"
+        )
+    if "fc.weight" not in tensors:
+        num_layers = _count(tensors, r"(?:.*\.)?layers\.(\d+)\..+")
+        is_language_model = any(re.fullmatch(r"(.*\.)?layers\.0\.input_layernorm\.weight", name) for name in tensors)
+        what = (
+            f"it looks like a full language model of {num_layers} layers" if is_language_model else "it is no drafter"
+        )
+        raise ValueError(
+            f"{what}: `fc.weight` is missing, the layer that fuses embeddings and features (found {len(tensors)} "
+            f"tensors, such as {sorted(tensors)[:3]}). {supported}"
+        )
+
+
+def _check_and_cast(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+    """All tensors in `dtype`, or as they are; raises `ValueError` for integers, mixed dtypes, NaN and infinity."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES.values():
+            raise ValueError(
+                f"`{name}` {tuple(tensor.shape)} is of dtype {tensor.dtype}, expected one of {', '.join(DTYPES)}. "
+                "Quantized checkpoints are not supported: use the original one."
+            )
+        if not torch.isfinite(tensor).all():
+            raise ValueError(
+                f"`{name}` {tuple(tensor.shape)} holds NaN or infinite values. The checkpoint is damaged, or its "
+                "training diverged: use another one."
+            )
+    if dtype is None:
+        first, dtype = next((name, tensor.dtype) for name, tensor in tensors.items())
+        other = next((name for name, tensor in tensors.items() if tensor.dtype != dtype), None)
+        if other is not None:
+            raise ValueError(
+                f"`{first}` is {dtype}, `{other}` {tensors[other].dtype}: choose one with `dtype`, for example "
+                "`dtype='float32'`."
+            )
+    cast = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    for name, tensor in cast.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(
+                f"`{name}` {tuple(tensor.shape)} overflows in {dtype}: choose `dtype='bfloat16'` or wider."
+            )
+    return cast
+
+
+def _as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    if dtype is None or dtype == "auto":
+        return None
+    known = DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
+    if known not in DTYPES.values():
+        raise ValueError(f"`dtype` must be 'auto' or one of {', '.join(DTYPES)}, got {dtype!r}.")
+    return known
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def _locate(path_or_repo_id: str | Path, revision: str | None, **hub_kwargs: Any) -> Path:
+    """The local folder: the path itself, or a snapshot of the Hub repository."""
+    path = Path(path_or_repo_id).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise NotADirectoryError(f"{path} is a file: give the folder with config.json and the weights.")
+    try:
+        for patterns in _HUB_PATTERNS:
+            folder = Path(
+                snapshot_download(str(path_or_repo_id), revision=revision, allow_patterns=patterns, **hub_kwargs)
+            )
+            if any((folder / name).is_file() for name in _WEIGHTS_FILES):
+                break
+    except (HFValidationError, OSError) as error:
+        raise FileNotFoundError(
+            f"{path_or_repo_id} is not a local folder and could not be fetched from the Hub: {error}"
+        ) from error
+    return folder
+
+
+def _load_target_config(
+    target: PreTrainedModel | PreTrainedConfig | str | Path | None, **hub_kwargs: Any
+) -> PreTrainedConfig | None:
+    if target is None or isinstance(target, PreTrainedConfig):
+        return target
+    if isinstance(target, PreTrainedModel):
+        return target.config
+    if isinstance(target, (str, Path)):
+        return AutoConfig.from_pretrained(target, **hub_kwargs)
+    raise TypeError(f"`target` must be a model, a config, a path or a Hub id, got {type(target).__name__}.")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path.name} is missing in {path.parent}: download it from where the weights are from."
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}. Download it again.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}. Download it again.")
+    return content
+
+
+def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a folder, memory-mapped where the format allows it."""
+    for name in _WEIGHTS_FILES:
+        path = folder / name
+        if path.is_file():
+            return _read_shards(path) if path.suffix == ".json" else _read_weights_file(path)
+    raise FileNotFoundError(f"No weights in {folder}: expected one of {', '.join(_WEIGHTS_FILES)}.")
+
+
+def _read_shards(index_path: Path) -> dict[str, torch.Tensor]:
+    weight_map = _read_json(index_path).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise ValueError(f"{index_path} must have `weight_map`, from tensor names to file names. Download it again.")
+    suffix = ".safetensors" if index_path.name.startswith("model.safetensors") else ".bin"
+    tensors: dict[str, torch.Tensor] = {}
+    for shard in sorted(set(weight_map.values())):
+        if not re.fullmatch(r"[\w-][\w.-]*", shard) or not shard.endswith(suffix):
+            raise ValueError(
+                f"{index_path} names the shard {shard!r}, expected a plain file name ending in {suffix}, inside "
+                "the same folder. Do not use this checkpoint."
+            )
+        path = index_path.parent / shard
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{shard} is missing in {path.parent}, but listed in {index_path.name}: download it."
+            )
+        content = _read_weights_file(path)
+        listed = {name for name, file in weight_map.items() if file == shard}
+        if listed != content.keys():
+            raise ValueError(
+                f"{path} does not hold the tensors that {index_path.name} lists for it: missing "
+                f"{sorted(listed - content.keys()) or 'none'}, unexpected "
+                f"{sorted(content.keys() - listed) or 'none'}. Download both again."
+            )
+        tensors.update(content)
+    return tensors
+
+
+def _read_weights_file(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+        else:
+            # only the zip format of torch >= 1.6 can be mapped
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:  # whatever a damaged file makes the unpickler stumble over
+        with path.open("rb") as file:
+            is_pointer = file.read(24) == b"version https://git-lfs."
+        remedy = "It is a Git LFS pointer: run `git lfs pull`." if is_pointer else "Download it again."
+        raise ValueError(f"{path} cannot be read, it is damaged or no weights file: {error}. {remedy}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a dictionary of tensors, got {type(content).__name__}.")
+    for name, tensor in content.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise ValueError(f"{path} must hold tensors only, got {type(tensor).__name__} under {name!r}.")
+        if tensor.layout is not torch.strided or tensor.device.type != "cpu":
+            raise ValueError(
+                f"{path} must hold dense tensors on the CPU, `{name}` is {tensor.layout} on {tensor.device}."
+            )
+    return {name: tensor.detach() for name, tensor in content.items()}
+
+
+__all__ = ["convert_original", "jakiro_state_dict_to_original", "load_original", "original_state_dict_to_jakiro"]
