@@ -132,7 +132,7 @@ def remove_hook() -> None:
 
 # -- generation ------------------------------------------------------------------------------------------------------
 
-# `output_hidden_states` that gives the last layer's states alone. Before 5.21 any true value gives those of all layers.
+# `output_hidden_states` for the last layer's states alone. Before 5.21 any true value gives those of all.
 LAST_HIDDEN = -1
 
 

@@ -77,7 +77,7 @@ class JakiroCandidateGenerator(CandidateGenerator):
     """
 
     requires_model_outputs = True
-    model_kwargs_overrides: dict[str, Any] = {"output_hidden_states": True}  # noqa: RUF012 (transformers' protocol)
+    model_kwargs_overrides: dict[str, Any] = {"output_hidden_states": True}
 
     def __init__(
         self,
@@ -294,25 +294,23 @@ class JakiroCandidateGenerator(CandidateGenerator):
         """
         The best next tokens of each node, best first: log-probabilities (float32) and tokens, both `[B, W, K]`.
 
-        Decoupled experts (Jakiro\\*) are heads of their own: a token's probability is the larger of the two, so the best
-        tokens are the deduplicated union of both experts' best.
+        Decoupled experts (Jakiro\\*) are heads of their own: a token's probability is the larger of the two, so the
+        best tokens are the deduplicated union of both experts' best.
         """
         if output.expert_hidden_states is not None:
             logits = self.target.head(output.expert_hidden_states).float()  # [2, B, W, V]
-            log_probs = (logits - logits.logsumexp(dim=-1, keepdim=True)).amax(dim=0)
-            best, tokens = log_probs.topk(top_k, dim=-1)
+            log_probs = logits.log_softmax(dim=-1).amax(dim=0)
         else:
             features = output.contrastive_hidden_state if contrastive else output.last_hidden_state
-            logits = self.target.head(features).float()  # [B, W, V]
-            best, tokens = logits.topk(top_k, dim=-1)
-            best = best - logits.logsumexp(dim=-1, keepdim=True)
+            log_probs = self.target.head(features).float().log_softmax(dim=-1)  # [B, W, V]
+        best, tokens = log_probs.topk(top_k, dim=-1)
         return best.to(self.device), tokens.to(self.device)
 
     def _check_finite(self, features: torch.Tensor):
         if not torch.isfinite(features).all():
             raise ValueError(
                 "The drafter's features are not finite (NaN or infinity): its weights are damaged, its dtype "
-                f"({self.dtype}) is too narrow for this target, or the target's hidden states are not finite themselves. "
+                f"({self.dtype}) is too narrow for this target, or the target's own hidden states are not finite. "
                 "`draft.check_finite()` tells which weights are to blame."
             )
 
@@ -331,8 +329,8 @@ class JakiroCandidateGenerator(CandidateGenerator):
         A chain for transformers' own assisted loop, which calls this before each forward of the target.
 
         Returns:
-            `input_ids` with the drafted tokens appended, `[1, T + k]`, and None in place of logits: the loop then keeps
-            the tokens that the target would have chosen itself.
+            `input_ids` with the drafted tokens appended, `[1, T + k]`, and None in place of logits: the loop then
+            keeps the tokens that the target would have chosen itself.
         """
         if is_first_iteration:  # nothing to read yet: let the target process the prompt
             return input_ids, None

@@ -23,7 +23,7 @@ class JakiroDraftConfig(PreTrainedConfig):
             Width of the drafter's layer and of the features it predicts: the target's hidden size.
         num_hidden_layers (`int`, defaults to 1):
             Decoder layers. The first has no input norm, further layers have one (paper section 3.1).
-        num_attention_heads (`int`, defaults to 32), num_key_value_heads (`int`, *optional*), head_dim (`int`, *optional*):
+        num_attention_heads (`int`, defaults to 32), num_key_value_heads, head_dim (`int`, *optional*):
             Attention shape. Key/value heads default to the attention heads, `head_dim` to `hidden_size / heads`.
         hidden_act (`str`, defaults to `"silu"`):
             Activation of the experts. Jakiro\* uses `"gelu"`.
@@ -111,7 +111,7 @@ class JakiroDraftConfig(PreTrainedConfig):
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
-            self.head_dim = self.hidden_size // self.num_attention_heads
+            self.head_dim = self.hidden_size // max(1, self.num_attention_heads)
         if self.num_experts_per_tok is None:
             self.num_experts_per_tok = min(2, self.num_experts)
         if self.expert_intermediate_size is None:
@@ -144,8 +144,9 @@ class JakiroDraftConfig(PreTrainedConfig):
         expected_experts_per_tok = min(2, self.num_experts)
         if self.num_experts_per_tok != expected_experts_per_tok:
             raise ValueError(
-                f"Jakiro mixes the two best experts (one, if there is only one): with `num_experts={self.num_experts}`, "
-                f"`num_experts_per_tok` must be {expected_experts_per_tok}, got {self.num_experts_per_tok}."
+                "Jakiro mixes the two best experts (one, if there is only one): with "
+                f"`num_experts={self.num_experts}`, `num_experts_per_tok` must be {expected_experts_per_tok}, "
+                f"got {self.num_experts_per_tok}."
             )
         if self.num_experts == 1 and self.head_mode != "single":
             raise ValueError(
@@ -154,7 +155,8 @@ class JakiroDraftConfig(PreTrainedConfig):
             )
         if self.tree_top_k > self.vocab_size:
             raise ValueError(
-                f"`tree_top_k` cannot exceed the vocabulary: got tree_top_k={self.tree_top_k}, vocab_size={self.vocab_size}."
+                "`tree_top_k` cannot exceed the vocabulary: got "
+                f"tree_top_k={self.tree_top_k}, vocab_size={self.vocab_size}."
             )
         if self.static_tree is not None:
             self._check_static_tree()
@@ -174,7 +176,8 @@ class JakiroDraftConfig(PreTrainedConfig):
                 raise ValueError(f"`static_tree` ranks must lie in [0, vocab_size), got the path {list(path)}.")
             if len(path) > 1 and path[:-1] not in nodes:
                 raise ValueError(
-                    f"`static_tree` must be a tree: the path {list(path)} is there, its parent {list(path[:-1])} is not."
+                    f"`static_tree` must be a tree: the path {list(path)} is there, "
+                    f"its parent {list(path[:-1])} is not."
                 )
 
     @classmethod

@@ -25,8 +25,8 @@ def tokenize_conversation(
     mask = list(encoded["assistant_masks"])
     if not any(mask) and any(message["role"] == "assistant" for message in messages):
         raise ValueError(
-            "The chat template marks no assistant tokens. Training needs to know which tokens are the answer: wrap the "
-            "assistant's content in `{% generation %} ... {% endgeneration %}` in `tokenizer.chat_template`."
+            "The chat template marks no assistant tokens. Training needs to know which tokens are the answer: wrap "
+            "the assistant's content in `{% generation %} ... {% endgeneration %}` in `tokenizer.chat_template`."
         )
     return {"input_ids": list(encoded["input_ids"])[:max_length], "loss_mask": mask[:max_length]}
 

@@ -86,8 +86,8 @@ def check_request(model: PreTrainedModel, draft_model: PreTrainedModel, generati
         raise NotImplementedError(f"A Jakiro drafter needs a decoder-only target, {name} is an encoder-decoder model.")
     if _compat.is_stateful(model):
         raise NotImplementedError(
-            f"{name} carries a recurrent state that cannot be rolled back to the last accepted token, so nothing can be "
-            "drafted for it. Leave out `assistant_model`."
+            f"{name} carries a recurrent state that cannot be rolled back to the last accepted token, so nothing can "
+            "be drafted for it. Leave out `assistant_model`."
         )
     Target(model).check_fits(draft_model.config)
     if generation_config.num_beams > 1:
@@ -401,10 +401,11 @@ class _Row:
     def walk(self, tree: DraftTree, outputs: Any) -> tuple[list[int], list[int]]:
         """Walks the tree with the target's choices. Returns the visited nodes and the emitted tokens."""
         logits = outputs.logits
-        if self._plain_argmax:
+        if self._plain_argmax and logits.device.type != "cpu":
+            # all nodes at once, for the only synchronisation of a step
             choices = logits[0].argmax(dim=-1)
             host = torch.stack((tree.tokens[0].to(choices.device), tree.parents[0].to(choices.device), choices))
-            tokens, parents, chosen = host.tolist()  # the only synchronisation of a step
+            tokens, parents, chosen = host.tolist()
 
             def choose(node: int) -> int:
                 return chosen[node]
@@ -465,7 +466,7 @@ def _path_attention(weights: torch.Tensor | None, node: int, path: list[int], nu
 
 
 def _step_putter(streamer: BaseStreamer | None) -> Callable[[list[int], DraftTree | None, list[int]], None]:
-    """Hands a step's tokens to the streamer: at once to a [`StepStreamer`], else one by one as plain `generate` does."""
+    """Hands a step's tokens to the streamer: at once to a [`StepStreamer`], else one by one as `generate` does."""
     if streamer is None:
         return lambda tokens, tree, visited: None
     if isinstance(streamer, StepStreamer):

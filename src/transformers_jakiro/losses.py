@@ -47,8 +47,8 @@ def contrastive_parallel_loss(
     mask = loss_mask[:, :-1].bool()
     if not mask.any():
         raise ValueError(
-            "`loss_mask` selects no position of this batch (the last position of a row never counts). Every batch must "
-            "hold at least one response token: check the dataset's masks and the truncation length."
+            "`loss_mask` selects no position of this batch (the last position of a row never counts). Every batch "
+            "must hold at least one response token: check the dataset's masks and the truncation length."
         )
     target_features = target_hidden_states[:, 1:][mask]  # [R, H]
     with torch.no_grad():

@@ -56,7 +56,7 @@ class JakiroDraftOutput(ModelOutput):
 
 
 class JakiroAttention(nn.Module):
-    """Causal self-attention with rotary positions and grouped key/value heads, its three projections in one product."""
+    """Causal self-attention with rotary positions and grouped key/value heads; one product for all projections."""
 
     def __init__(self, config: JakiroDraftConfig, layer_idx: int):
         super().__init__()
@@ -354,7 +354,7 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
         )
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *model_args: Any, **kwargs: Any):
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None, *model_args: Any, **kwargs: Any):
         """
         As [`~transformers.PreTrainedModel.from_pretrained`], but strict: a checkpoint that lacks a weight, holds one
         that does not belong there, or holds NaN is an error, never a drafter that silently drafts nonsense.
@@ -370,8 +370,8 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
         if missing or unexpected:
             raise ValueError(
                 f"{pretrained_model_name_or_path} does not hold the weights of a {cls.__name__} with its config: "
-                f"missing {missing or 'none'}, unexpected {unexpected or 'none'}. If it is a published Jakiro or EAGLE "
-                "checkpoint, load it with `JakiroDraftModel.from_original(...)` or run `jakiro convert` first."
+                f"missing {missing or 'none'}, unexpected {unexpected or 'none'}. If it is a published Jakiro or "
+                "EAGLE checkpoint, load it with `JakiroDraftModel.from_original(...)` or run `jakiro convert` first."
             )
         model.check_finite()
         return (model, info) if wants_info else model
@@ -385,8 +385,8 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
         ]
         if bad:
             raise ValueError(
-                f"The drafter's weights hold NaN or infinite values in {bad}: the checkpoint is damaged or its training "
-                "diverged. Load another checkpoint."
+                f"The drafter's weights hold NaN or infinite values in {bad}: the checkpoint is damaged or its "
+                "training diverged. Load another checkpoint."
             )
 
     @classmethod

@@ -49,7 +49,7 @@ class Target:
         return self.embeddings(token_ids.to(self.embeddings.weight.device))
 
     def head(self, features: torch.Tensor) -> torch.Tensor:
-        """The target's logits of features, with its scale and soft cap: `[..., H]` → `[..., V]` in the head's dtype."""
+        """The target's logits of features, with its scale and soft cap: `[..., H]` → `[..., V]`."""
         weight = self.output_layer.weight
         if weight.is_floating_point():  # quantized heads take what they are given
             features = features.to(device=weight.device, dtype=weight.dtype)

@@ -1,0 +1,153 @@
+# Copyright 2026 The transformers-jakiro authors.
+# Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
+"""
+The `jakiro` command: parsing and error messages only.
+
+A sub-command is one function that adds its parser and sets `run`. The package, and with it torch and transformers, is
+imported inside `run`, and this module stands beside the package, whose import registers the drafter with transformers:
+so `jakiro --help` is instant.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+
+def add_convert(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`jakiro convert SRC DST`"""
+    parser = subparsers.add_parser(
+        "convert",
+        help="convert a published Jakiro, Jakiro* or EAGLE-1/2 drafter",
+        description="Convert a published Jakiro, Jakiro* or EAGLE-1/2 drafter to a folder that "
+        "JakiroDraftModel.from_pretrained loads.",
+    )
+    parser.add_argument("src", metavar="SRC", help="folder or Hub id of the original checkpoint")
+    parser.add_argument("dst", metavar="DST", help="folder to create")
+    parser.add_argument(
+        "--target", metavar="T", help="folder or Hub id of its target: checked, and noted in the config"
+    )
+    parser.add_argument(
+        "--dtype",
+        metavar="D",
+        default="auto",
+        choices=("auto", "float32", "float16", "bfloat16"),
+        help="precision to save: auto (default, the checkpoint's), float32, float16 or bfloat16",
+    )
+
+    def run(args: argparse.Namespace) -> None:
+        from transformers_jakiro.conversion import convert_original
+
+        path = convert_original(args.src, args.dst, target=args.target, dtype=args.dtype)
+        print(f"Saved {path}")
+
+    parser.set_defaults(run=run)
+
+
+def add_demo(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`jakiro demo [PROMPT ...]`"""
+    parser = subparsers.add_parser(
+        "demo",
+        help="answer prompts with the pair that ships, and compare with plain generate",
+        description="Answer prompts with the small pair that ships with the package (or another one), show which runs "
+        "of tokens were drafted and accepted, and compare with plain generate in the same process.",
+    )
+    parser.add_argument("prompts", metavar="PROMPT", nargs="*", help="what to ask (default: held-out GSM8K questions)")
+    parser.add_argument("--target", metavar="T", help="another target: folder or Hub id")
+    parser.add_argument("--draft", metavar="D", help="its drafter: folder or Hub id")
+    parser.add_argument("--num-prompts", type=int, default=3, metavar="N", help="GSM8K questions to ask (3)")
+    parser.add_argument("--max-new-tokens", type=int, default=200, metavar="N", help="per answer (200)")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling (0)")
+    parser.add_argument("--dtype", default="float32", help="precision of both models (float32)")
+    parser.add_argument("--show-tree", action="store_true", help="draw the tree of each answer's best step")
+
+    def run(args: argparse.Namespace) -> None:
+        from transformers_jakiro.demo import run_demo
+
+        run_demo(
+            args.prompts,
+            target=args.target,
+            draft=args.draft,
+            num_prompts=args.num_prompts,
+            max_new_tokens=args.max_new_tokens,
+            temperature=args.temperature,
+            dtype=args.dtype,
+            show_tree=args.show_tree,
+            seed=args.seed,
+        )
+
+    parser.set_defaults(run=run)
+
+
+def add_bench(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`jakiro bench --target T --draft D FILE ...`"""
+    parser = subparsers.add_parser(
+        "bench",
+        help="measure what a drafter gives on this machine",
+        description="Run plain generate and generate with the drafter, prompt by prompt in the same process, and "
+        "report speed-up, tokens per target forward and where a step's time goes.",
+    )
+    parser.add_argument("files", metavar="FILE", nargs="*", help="prompts: JSON lines with `id`, `task`, `turns`")
+    parser.add_argument("--target", required=True, metavar="T", help="folder or Hub id")
+    parser.add_argument("--draft", required=True, metavar="D", help="folder or Hub id")
+    parser.add_argument("--temperature", type=float, nargs="+", default=[0.0], metavar="T", help="0 is greedy (0)")
+    parser.add_argument("--limit", type=int, metavar="N", help="prompts per file (all)")
+    parser.add_argument("--max-new-tokens", type=int, default=200, metavar="N", help="per prompt (200)")
+    parser.add_argument("--num-assistant-tokens", type=int, metavar="N", help="nodes per tree (the drafter's)")
+    parser.add_argument("--dtype", default="bfloat16", help="precision of both models (bfloat16)")
+    parser.add_argument("--output", metavar="JSON", help="file for all figures with their provenance")
+    parser.add_argument(
+        "--context", type=int, nargs="+", metavar="LENGTH", help="also measure a step's time at these context lengths"
+    )
+
+    def run(args: argparse.Namespace) -> None:
+        from transformers_jakiro.benchmark import run_bench
+
+        run_bench(**{name: value for name, value in vars(args).items() if name not in ("run", "debug")})
+
+    parser.set_defaults(run=run)
+
+
+COMMANDS = (add_demo, add_bench, add_convert)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Runs the command line.
+
+    Args:
+        argv (`Sequence[str]`, *optional*): arguments without the program's name; default `sys.argv`.
+
+    Returns:
+        `int`: exit code, 1 after an error of the user's (wrong input, absent file), printed as one message.
+
+    Raises:
+        SystemExit: after `--help` and `--version` (code 0) and for unknown arguments (code 2).
+    """
+    parser = argparse.ArgumentParser(prog="jakiro", description="Jakiro drafters for Hugging Face Transformers.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('transformers-jakiro')}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for add_command in COMMANDS:
+        add_command(subparsers)
+    for subparser in subparsers.choices.values():  # also after the command; absent there must not undo it here
+        subparser.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+        )
+    args = parser.parse_args(argv)
+    try:
+        args.run(args)
+    except (ValueError, OSError) as error:
+        if args.debug:
+            raise
+        print(f"jakiro: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+
+
+__all__ = ["main"]

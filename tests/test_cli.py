@@ -1,0 +1,103 @@
+# Copyright 2026 The transformers-jakiro authors.
+# Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
+import subprocess
+import sys
+from importlib.metadata import entry_points, version
+
+import pytest
+import torch
+from conftest import make_original, write_original
+
+from jakiro_cli import main
+from transformers_jakiro.modeling_jakiro import JakiroDraftModel
+
+
+def test_convert(tmp_path, capsys, target_config):
+    src = write_original(tmp_path / "src", *make_original())
+    target_config.save_pretrained(tmp_path / "target")
+    code = main(
+        ["convert", str(src), str(tmp_path / "dst"), "--target", str(tmp_path / "target"), "--dtype", "float16"]
+    )
+    assert code == 0
+    assert capsys.readouterr().out == f"Saved {tmp_path / 'dst'}\n"
+    draft = JakiroDraftModel.from_pretrained(tmp_path / "dst")
+    assert draft.dtype == torch.float16
+    assert draft.config.target_name_or_path == str(tmp_path / "target")
+
+
+def test_user_errors_are_one_message(tmp_path, capsys):
+    tensors, config = make_original()
+    del tensors["fc.weight"]
+    src = write_original(tmp_path / "src", tensors, config)
+    for arguments, message in (
+        ([str(src), str(tmp_path / "dst")], "`fc.weight` is missing"),  # ValueError
+        ([str(tmp_path / "none"), str(tmp_path / "dst")], "could not be fetched"),  # OSError
+        ([str(src), str(src)], "not an empty folder"),
+    ):
+        assert main(["convert", *arguments]) == 1
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith("jakiro: error: ")
+        assert message in captured.err
+        assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_debug_shows_the_traceback(tmp_path, before):
+    arguments = ["convert", str(tmp_path), str(tmp_path / "dst")]
+    with pytest.raises(FileNotFoundError, match=r"config.json is missing"):
+        main(["--debug", *arguments] if before else [*arguments, "--debug"])
+
+
+def test_other_errors_are_not_hidden(tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("transformers_jakiro.conversion.convert_original", broken)
+    with pytest.raises(RuntimeError, match=r"a bug"):
+        main(["convert", "a", "b"])
+
+
+def test_help_and_version(capsys):
+    for arguments, message in (
+        (["--help"], "convert a published Jakiro"),
+        (["convert", "--help"], "--dtype D"),
+        (["--version"], f"jakiro {version('transformers-jakiro')}\n"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 0
+        assert message in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: COMMAND"),
+        (["convert", "a"], "required: DST"),
+        (["convert", "a", "b", "--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
+        (["translate"], "invalid choice: 'translate'"),
+    ],
+)
+def test_wrong_arguments(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_imports_neither_torch_nor_transformers():
+    code = (
+        "import sys\n"
+        "from jakiro_cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "sys.exit(', '.join(sys.modules.keys() & {'torch', 'transformers', 'huggingface_hub'}) or 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.stderr == ""
+    assert result.returncode == 0
+
+
+def test_entry_point():
+    (script,) = entry_points(group="console_scripts", name="jakiro")
+    assert script.load() is main
