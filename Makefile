@@ -1,0 +1,42 @@
+# `make demo` and `make test` do all the set-up themselves, in $(VENV).
+VENV ?= .venv
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+OLDEST ?= torch==2.6.0 transformers==5.15.0 accelerate==1.1.0 peft==0.18.0 rich==13.0.0 jinja2==3.1.0
+
+BIN = $(VENV)/bin
+INSTALLED = $(VENV)/.installed
+
+.PHONY: demo test test-slow test-oldest style quality
+
+demo: $(INSTALLED)
+	$(BIN)/jakiro demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
+
+# The same tests against the oldest supported versions, in an environment of their own.
+test-oldest:
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/pip install --quiet $(OLDEST)
+	$(VENV)-oldest/bin/pip install --quiet --editable '.[test]'
+	$(VENV)-oldest/bin/python -m pytest -n 2
+
+style: $(INSTALLED)
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+quality: $(INSTALLED)
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
+
+# PyTorch first, and of the kind that fits the machine: a wheel from pip's own `find-links` if there is one, else what
+# uv's `--torch-backend=auto` picks (a CPU build without a GPU). Otherwise pip would draw gigabytes of CUDA libraries.
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --no-index --no-deps $(TORCH) 2>/dev/null || ( \
+		$(BIN)/pip install --quiet uv && \
+		$(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend=auto $(TORCH) )
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
