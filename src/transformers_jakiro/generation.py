@@ -435,8 +435,12 @@ class _Row:
                 self._hidden_states += (tuple(states[:, node : node + 1] for states in outputs.hidden_states),)
             if self._attentions is not None:
                 path = visited[: step + 1]
+                windows = [getattr(layer, "sliding_window", None) for layer in outputs.past_key_values.layers]
                 self._attentions += (
-                    tuple(_path_attention(weights, node, path, num_nodes) for weights in outputs.attentions),
+                    tuple(
+                        _path_attention(weights, node, path, num_nodes, window)
+                        for weights, window in zip(outputs.attentions, windows, strict=True)
+                    ),
                 )
 
     def result(self, cache: Cache) -> JakiroGenerateOutput | torch.LongTensor:
@@ -456,12 +460,18 @@ class _Row:
         )
 
 
-def _path_attention(weights: torch.Tensor | None, node: int, path: list[int], num_nodes: int) -> torch.Tensor | None:
-    """A node's attention `[B, heads, 1, prefix + len(path)]` out of the tree's `[B, heads, n, prefix + n]`."""
+def _path_attention(
+    weights: torch.Tensor | None, node: int, path: list[int], num_nodes: int, window: int | None
+) -> torch.Tensor | None:
+    """
+    A node's attention `[B, heads, 1, prefix + len(path)]` out of the tree's `[B, heads, n, prefix + n]`; with a sliding
+    window at most that many columns.
+    """
     if weights is None:
         return None
     prefix_length = weights.shape[-1] - num_nodes
     columns = [*range(prefix_length), *(prefix_length + ancestor for ancestor in path)]
+    columns = columns if window is None else columns[-window:]
     return weights[:, :, node : node + 1, columns]
 
 

@@ -10,6 +10,7 @@ Symbols in shape comments: B batch, T positions, H hidden size, N experts, I inn
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -68,6 +69,8 @@ class JakiroAttention(nn.Module):
         self.num_key_value_groups = self.num_heads // self.num_key_value_heads
         self.scaling = self.head_dim**-0.5
         self.is_causal = True
+        # how the attention interface is to see this module when the query heads are packed
+        self._ungrouped = SimpleNamespace(num_key_value_groups=1, is_causal=True, training=False, layer_idx=layer_idx)
         qkv_size = (self.num_heads + 2 * self.num_key_value_heads) * self.head_dim
         self.qkv_proj = nn.Linear(config.hidden_size, qkv_size, bias=config.attention_bias)
         self.o_proj = nn.Linear(self.num_heads * self.head_dim, config.hidden_size, bias=False)
@@ -86,11 +89,19 @@ class JakiroAttention(nn.Module):
         query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
+        implementation = self.config._attn_implementation
+        if implementation == "flex_attention" and isinstance(attention_mask, torch.Tensor):
+            implementation = "sdpa"  # flex takes block masks; the small forwards of drafting have dense ones
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        groups = self.num_key_value_groups
+        # a few queries over a long cache: queries of one key/value head become rows of one, as otherwise the
+        # interface copies keys and values once per query head
+        packed = groups > 1 and isinstance(attention_mask, torch.Tensor) and groups * length < key.shape[2]
+        if packed:
+            query = query.reshape(batch_size, self.num_key_value_heads, groups * length, self.head_dim)
+            attention_mask = attention_mask.repeat(1, 1, groups, 1)
         output, _ = attention(
-            self,
+            self._ungrouped if packed else self,
             query,
             key,
             value,
@@ -99,6 +110,9 @@ class JakiroAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
+        if packed:  # [B, groups * T, key/value heads, head_dim]
+            output = output.view(batch_size, groups, length, self.num_key_value_heads, self.head_dim)
+            output = output.permute(0, 2, 3, 1, 4)
         return self.o_proj(output.reshape(batch_size, length, -1))
 
 

@@ -6,7 +6,10 @@ Attention masks that let an unmodified target process a whole tree in one forwar
 Symbols in shape comments: B batch, P tokens in the cache (the prefix), n nodes of the tree.
 """
 
+from typing import Any
+
 import torch
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import Cache, PreTrainedModel
 
 from .tree import DraftTree
@@ -73,10 +76,10 @@ class TreeAttentionMask:
         self._buffer: torch.Tensor | None = None
         self._prefix = 0
 
-    def build(self, tree: DraftTree, cache: Cache) -> torch.Tensor | dict[str, torch.Tensor]:
+    def build(self, tree: DraftTree, cache: Cache) -> Any:
         """
-        The `attention_mask` argument of the target's forward over the tree's nodes: `[B, 1, n, P + n]`, or a dict of
-        one such mask per kind of attention for the models that take it so.
+        The `attention_mask` argument of the target's forward over the tree's nodes: `[B, 1, n, P + n]` (a block mask of
+        that shape for flex attention), or a dict of one such mask per kind of attention for the models that take it so.
         """
         prefix_length = int(cache.get_seq_length())
         block = torch.zeros(tree.ancestor_mask.shape, dtype=self._dtype, device=self._device)
@@ -88,6 +91,8 @@ class TreeAttentionMask:
                 masks[kind] = self._full_mask(block, prefix_length)
             else:
                 masks[kind] = self._sliding_mask(tree, block, prefix_length, cache, layer_idx, window)
+        if self._config._attn_implementation == "flex_attention":
+            masks = {kind: _as_block_mask(mask) for kind, mask in masks.items()}
         return masks if self._as_dict else next(iter(masks.values()))
 
     def _full_mask(self, block: torch.Tensor, prefix_length: int) -> torch.Tensor:
@@ -123,3 +128,17 @@ class TreeAttentionMask:
         prefix.masked_fill_(~visible, self._minimum)
         block = block[:, None].masked_fill((prefix_length + depths)[:, None, None, :] < first, self._minimum)
         return torch.cat((prefix, block), dim=-1)
+
+
+def _as_block_mask(mask: torch.Tensor) -> BlockMask:
+    """An additive mask `[B, 1, n, keys]` as flex attention takes it."""
+    visible = (mask == 0)[:, 0].contiguous()
+    batch_size, num_queries, num_keys = visible.shape
+    return create_block_mask(
+        lambda batch, head, query, key: visible[batch, query, key],
+        B=batch_size,
+        H=None,
+        Q_LEN=num_queries,
+        KV_LEN=num_keys,
+        device=visible.device,
+    )
