@@ -29,7 +29,7 @@ style: $(INSTALLED)
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 quality: $(INSTALLED)
-	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
+	$(BIN)/ruff format --check . && $(BIN)/ruff check .
 
 # PyTorch first, and of the kind that fits the machine: a wheel from pip's own `find-links` if there is one, else what
 # uv's `--torch-backend=auto` picks (a CPU build without a GPU). Otherwise pip would draw gigabytes of CUDA libraries.

@@ -323,10 +323,8 @@ def make_draft(args: argparse.Namespace) -> None:
     target = LlamaForCausalLM.from_pretrained(args.output / "target", dtype=torch.float32).eval()
     conversations = [row["messages"] for row in read_jsonl(args.data)]
     train, validation = conversations[: -args.validation], conversations[-args.validation :]
-    own_train, own_validation = (
-        answer_questions(target, tokenizer, train),
-        answer_questions(target, tokenizer, validation),
-    )
+    own_train = answer_questions(target, tokenizer, train[: args.answers])
+    own_validation = answer_questions(target, tokenizer, validation)
 
     def rows(conversations: list[list[dict]]) -> list[dict[str, list[int]]]:
         tokenized = [tokenize_conversation(tokenizer, messages, MAX_LENGTH) for messages in conversations]
@@ -384,6 +382,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="use torch.compile")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--log-steps", type=int, default=50)
+    parser.add_argument(
+        "--answers", type=int, default=3072, help="problems the target answers for the drafter's training"
+    )
     parser.add_argument("--draft-epochs", type=float, default=4)
     parser.add_argument("--draft-learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)

@@ -159,7 +159,7 @@ def jakiro_decode(
     while _compat.has_unfinished_sequences(model, row.finished, synced_gpus, input_ids.device):
         if row.finished:  # other processes still generate and need this one's share of the forwards
             forward.run(DraftTree.root_only(row.last_token))
-            forward.keep([0])
+            forward.keep([])
             continue
         tree = drafter.propose(row.last_token, max_depth=row.tokens_left - 1, chain=forward.chain_only)
         outputs = forward.run(tree)
@@ -321,7 +321,7 @@ class _TreeForward:
     def keep(self, visited: list[int]) -> torch.LongTensor:
         """Keeps the accepted path of the last tree in the cache. Returns its nodes as a tensor `[k]`."""
         nodes = torch.tensor(visited, device=self._device)
-        is_prefix = visited[-1] == len(visited) - 1
+        is_prefix = not visited or visited[-1] == len(visited) - 1
         if self.chain_only:
             self._cache.crop(len(visited) - self._num_nodes)
         else:
@@ -464,8 +464,8 @@ def _path_attention(
     weights: torch.Tensor | None, node: int, path: list[int], num_nodes: int, window: int | None
 ) -> torch.Tensor | None:
     """
-    A node's attention `[B, heads, 1, prefix + len(path)]` out of the tree's `[B, heads, n, prefix + n]`; with a sliding
-    window at most that many columns.
+    A node's attention `[B, heads, 1, prefix + len(path)]` out of the tree's `[B, heads, n, prefix + n]`; with a
+    sliding window at most that many columns.
     """
     if weights is None:
         return None

@@ -78,8 +78,9 @@ class TreeAttentionMask:
 
     def build(self, tree: DraftTree, cache: Cache) -> Any:
         """
-        The `attention_mask` argument of the target's forward over the tree's nodes: `[B, 1, n, P + n]` (a block mask of
-        that shape for flex attention), or a dict of one such mask per kind of attention for the models that take it so.
+        The `attention_mask` argument of the target's forward over the tree's nodes: `[B, 1, n, P + n]` (a block
+        mask of that shape for flex attention), or a dict of one such mask per kind of attention for the models that
+        take it so.
         """
         prefix_length = int(cache.get_seq_length())
         block = torch.zeros(tree.ancestor_mask.shape, dtype=self._dtype, device=self._device)
