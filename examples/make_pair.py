@@ -29,7 +29,13 @@ python examples/make_pair.py --data gsm8k_train.jsonl.gz --output pair
 {"messages": [{"role": "user", "content": "Ann has ..."}, {"role": "assistant", "content": "She ... The answer is 7"}]}
 ```
 
-Hardware, time and result of the run that made the shipped target: TO BE FILLED
+The shipped pair was made from the train set of GSM8K, with its calculator annotations `<<...>>` left out and its last
+lines `#### 7` written as `The answer is 7`.
+
+Shipped target: one thread of a busy 2-core x86 CPU with bfloat16 instructions (AVX-512), no GPU, 43 minutes with
+`--max-minutes 43`. That limit shortened the schedule to 3,728 of its 5,109 steps (a little over 5 of 7 epochs).
+Validation loss 2.00 nats per token on the 100 held-out problems. As the shortening follows the clock, another run
+gives a similar target, not the same weights; without `--max-minutes` the schedule depends on the seed alone.
 """
 
 import argparse

@@ -75,7 +75,10 @@ def test_training_moves_the_drafter_and_nothing_else(overrides, target, tmp_path
     frozen = {name: weight.clone() for name, weight in target.named_parameters()}
     generator = torch.Generator().manual_seed(0)
     rows = [
-        {"input_ids": torch.randint(4, 12, (length,), generator=generator).tolist(), "loss_mask": [0] + [1] * (length - 1)}
+        {
+            "input_ids": torch.randint(4, 12, (length,), generator=generator).tolist(),
+            "loss_mask": [0] + [1] * (length - 1),
+        }
         for length in (12, 15, 9, 20) * 4
     ]
     trainer = JakiroTrainer(

@@ -56,8 +56,7 @@ class TreeShape:
         """The upper `max_depth` levels, drafted as in the whole tree: only its last level is contrastive."""
         if self.depth <= max_depth:
             return self
-        static_tree = self.static_tree and self.static_tree.limited(max_depth)
-        return replace(self, depth=max_depth, two_levels=False, static_tree=static_tree)
+        return replace(self, depth=max_depth, two_levels=False)
 
 
 class JakiroCandidateGenerator(CandidateGenerator):
@@ -100,6 +99,9 @@ class JakiroCandidateGenerator(CandidateGenerator):
         self._embeddings: torch.Tensor | None = None  # [B, T - 1, H] of the tokens that follow all but the last
         self._padding: torch.Tensor | None = None  # [B, pairs] bool, False where the prompt is padded
         self._mask = MaskBuffer(self.dtype, self.device)
+        if self.shape.static_tree is not None:
+            self._static_parents = torch.tensor(self.shape.static_tree.parents, device=self.device)
+            self._static_levels = self.shape.static_tree.as_tensors(self.device)
         self._num_real: torch.Tensor | None = None  # [B, 1] pairs in the cache that are not padding, if there is any
         self._checked = False
 
@@ -238,19 +240,16 @@ class JakiroCandidateGenerator(CandidateGenerator):
 
     def _grow_static(self, root: torch.LongTensor, output: JakiroDraftOutput, shape: TreeShape) -> DraftTree:
         """The tree of the config: each node is its parent's child of a fixed rank."""
-        tree = shape.static_tree
         tokens, block, frontier_parent = [root[:, None]], None, None
-        for level, nodes in enumerate(tree.levels, start=1):
+        for level, (parent, rank, expanded) in enumerate(self._static_levels[: shape.depth], start=1):
             contrastive = level == shape.depth and shape.two_levels
             _, child_tokens = self._best_children(output, contrastive=contrastive, top_k=shape.top_k)
             if contrastive:
                 child_tokens = _gather_rows(child_tokens, frontier_parent)
-            parent, rank = torch.tensor(nodes, device=root.device).unbind(dim=1)
             level_tokens = child_tokens[:, parent, rank]  # [B, W]
             tokens.append(level_tokens)
             if level == shape.depth:
                 break
-            expanded = torch.tensor(tree.expanded[level - 1], device=root.device)
             frontier_parent = parent[expanded].expand(root.shape[0], -1)
             if level == shape.depth - 1 and shape.two_levels:
                 continue
@@ -259,8 +258,9 @@ class JakiroCandidateGenerator(CandidateGenerator):
             output = self._expand(
                 level_tokens[:, expanded], features, level, block, shape.two_levels and level == shape.depth - 2
             )
-        parents = torch.tensor(tree.parents, device=root.device).expand(root.shape[0], -1)
-        return DraftTree(torch.cat(tokens, dim=1), parents, max_depth=shape.depth)
+        all_tokens = torch.cat(tokens, dim=1)
+        parents = self._static_parents[: all_tokens.shape[1]].expand(root.shape[0], -1)
+        return DraftTree(all_tokens, parents, max_depth=shape.depth)
 
     def _expand(
         self, tokens: torch.Tensor, features: torch.Tensor, level: int, block: torch.Tensor, contrastive: bool
@@ -359,6 +359,7 @@ class MaskBuffer:
         self._minimum = torch.finfo(dtype).min
         self._dtype, self._device = dtype, device
         self._buffer = torch.zeros((1, 1, self.MAX_ROWS, 0), dtype=dtype, device=device)
+        self._self_block = torch.zeros((0, 0), dtype=dtype, device=device)  # a level's nodes see themselves
         self._prefix = 0  # columns of the prefix as of the last call; those behind may hold a block
 
     def causal(self, past: int, rows: int, padding: torch.Tensor | None) -> torch.Tensor:
@@ -374,8 +375,11 @@ class MaskBuffer:
             block (`[B, 1, W, C]` or None for the first level): block of the level above.
             parents (`[B, width]`): index of each node's parent in the level above.
         """
-        eye = torch.full((width, width), self._minimum, dtype=self._dtype, device=self._device).fill_diagonal_(0)
-        eye = eye.expand(parents.shape[0], 1, -1, -1)
+        if self._self_block.shape[0] != width:
+            self._self_block = torch.full_like(self._self_block.new_empty(width, width), self._minimum).fill_diagonal_(
+                0
+            )
+        eye = self._self_block.expand(parents.shape[0], 1, -1, -1)
         if block is None:
             return eye
         rows = block.gather(2, parents[:, None, :, None].expand(-1, 1, -1, block.shape[-1]))

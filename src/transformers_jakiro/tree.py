@@ -151,7 +151,10 @@ class StaticTree:
             parents=(0, *(index[path[:-1]] for path in by_level)), levels=tuple(levels), expanded=tuple(expanded[:-1])
         )
 
-    def limited(self, max_depth: int) -> "StaticTree":
-        """The upper `max_depth` levels."""
-        size = 1 + sum(map(len, self.levels[:max_depth]))
-        return StaticTree(self.parents[:size], self.levels[:max_depth], self.expanded[: max(0, max_depth - 1)])
+    def as_tensors(self, device: torch.device) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Per level the nodes' parents and ranks, and the indices of those with children (none in the last)."""
+        tensors = []
+        for nodes, expanded in zip(self.levels, (*self.expanded, ()), strict=True):
+            parent, rank = torch.tensor(nodes, device=device).unbind(dim=1)
+            tensors.append((parent, rank, torch.tensor(expanded, dtype=torch.long, device=device)))
+        return tensors
