@@ -131,11 +131,20 @@ def jakiro_decode(
 
     Returns:
         The token ids `[B, T + new]`, or a [`JakiroGenerateOutput`] with `return_dict_in_generate=True`.
+
+    Raises:
+        ValueError: if the prompt is empty, the two models do not fit, or the drafter's features are not finite.
+        NotImplementedError: for batches, and for caches and heads that cannot be drafted for (yet).
     """
     if input_ids.shape[0] != 1:
         raise NotImplementedError(
             f"A Jakiro drafter serves one sequence at a time for now, got a batch of {input_ids.shape[0]}. Call "
             "`generate` once per prompt."
+        )
+    if input_ids.shape[1] == 0 and model_kwargs.get("inputs_embeds") is None:
+        raise ValueError(
+            "The prompt is empty: the drafter reads the target's hidden states of the prompt, so there must be at "
+            "least one token, for example the tokenizer's `bos_token`."
         )
     if num_assistant_tokens is None:
         num_assistant_tokens = _compat.explicit_num_assistant_tokens(generation_config)

@@ -41,6 +41,11 @@ def why_no_trees(model: PreTrainedModel) -> str | None:
             f"its attention implementation '{implementation}' takes no mask of arbitrary shape "
             "(`target.set_attn_implementation('sdpa')` does)"
         )
+    # these count keys where a tree would need them to count positions
+    if getattr(config, "alibi", False) or config.model_type in ("bloom", "mpt"):
+        return "its attention biases (ALiBi) follow the order of the tokens in memory"
+    if "local" in (getattr(config, "attention_layers", None) or ()):
+        return "its local attention (GPT-Neo) follows the order of the tokens in memory"
     unsupported = [kind for kind in layer_types(config) if kind not in SUPPORTED_LAYER_TYPES]
     return f"it has layers of the kinds {unsupported}" if unsupported else None
 
