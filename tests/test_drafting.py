@@ -1,0 +1,247 @@
+# Copyright 2026 The transformers-jakiro authors.
+# Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
+"""
+Drafting against an obvious reference: every path of a tree in a forward of its own, without cache, mask or padding.
+(Losslessness does not show whether a drafter is used well.)
+"""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from targets import enlarge, make_drafter, make_prompt, make_target
+
+from transformers_jakiro import JakiroCandidateGenerator
+from transformers_jakiro.candidate_generator import TreeShape
+from transformers_jakiro.draft_cache import DraftCache
+
+
+class Reference:
+    """Trees as sets of token paths below the root, for a text and the target's features of all but its last token."""
+
+    def __init__(self, target, draft, ids: torch.LongTensor, features: torch.Tensor):
+        self.target, self.draft, self.ids, self.features = target, draft, ids, features
+
+    def outputs(self, path: tuple[int, ...]):
+        """The drafter's outputs at the end of a path, by one forward per token: each reads its parent's feature."""
+        features = self.features
+        ids = torch.cat((self.ids, torch.tensor([path], dtype=torch.long)), dim=1)
+        mode = self.draft.config.head_mode
+        for length in range(len(path) + 1):
+            count = self.features.shape[1] + length
+            with torch.no_grad():
+                output = self.draft(
+                    inputs_embeds=self.target.get_input_embeddings()(ids[:, 1 : count + 1]),
+                    hidden_states=features,
+                    output_contrastive_hidden_state=mode == "contrastive",
+                    output_expert_hidden_states=mode == "decoupled",
+                )
+            features = torch.cat((features, output.last_hidden_state[:, -1:]), dim=1)
+        return output
+
+    def children(self, path: tuple[int, ...], contrastive: bool) -> list[tuple[float, int]]:
+        """(log-probability, token) of a node's possible children, best first."""
+        output = self.outputs(path[:-1] if contrastive else path)
+        if self.draft.config.head_mode == "decoupled":
+            features = output.expert_hidden_states[:, 0, -1]
+        elif contrastive:
+            features = output.contrastive_hidden_state[:, -1]
+        else:
+            features = output.last_hidden_state[:, -1]
+        with torch.no_grad():
+            log_probs = self.target.get_output_embeddings()(features).log_softmax(dim=-1).amax(dim=0)
+        return sorted(zip(log_probs.tolist(), range(len(log_probs)), strict=True), reverse=True)
+
+    def dynamic(self, depth: int, top_k: int, num_draft_tokens: int, two_levels: bool) -> set[tuple[int, ...]]:
+        candidates, frontier = [], [(0.0, ())]
+        for level in range(1, depth + 1):
+            contrastive = two_levels and level == depth
+            grown = [
+                (score + log_prob, (*path, token))
+                for score, path in frontier
+                for log_prob, token in self.children(path, contrastive)[:top_k]
+            ]
+            candidates += grown
+            frontier = sorted(grown, key=lambda node: -node[0])[:top_k]
+        # a stable sort: where scores tie, ancestors first
+        return {path for _, path in sorted(candidates, key=lambda node: -node[0])[:num_draft_tokens]}
+
+    def static(self, ranks: list[list[int]], two_levels: bool) -> set[tuple[int, ...]]:
+        depth, paths = max(map(len, ranks)), {(): ()}
+        for node in sorted(map(tuple, ranks), key=len):
+            parent = paths[node[:-1]]
+            children = self.children(parent, two_levels and len(node) == depth)
+            paths[node] = (*parent, children[node[-1]][1])
+        return set(paths.values()) - {()}
+
+
+def token_paths(tree) -> set[tuple[int, ...]]:
+    tokens, parents = tree.tokens[0].tolist(), tree.parents[0].tolist()
+    paths = [()]
+    for token, parent in zip(tokens[1:], parents[1:], strict=True):
+        paths.append((*paths[parent], token))
+    assert len(set(paths)) == len(paths), "a node is there twice"
+    return set(paths[1:])
+
+
+STATIC = [[0], [1], [2], [0, 0], [0, 2], [2, 1], [0, 0, 1], [0, 2, 0], [2, 1, 0], [0, 0, 1, 0], [0, 0, 1, 3]]
+STAR = {"head_mode": "decoupled", "gated_experts": False, "hidden_act": "gelu"}
+DRAFTERS = {
+    "jakiro": {},
+    "two levels": {"tree_depth": 2},
+    "one level": {"tree_depth": 1},
+    "chain": {"tree_top_k": 1},
+    "jakiro, 3 experts, 2 layers": {"num_experts": 3, "num_hidden_layers": 2},
+    "dense": {"num_experts": 1, "head_mode": "single"},
+    "star": STAR,
+    "static": {"static_tree": STATIC},
+    "static, one level": {"static_tree": [[0], [3], [4]]},
+    "star, static": {**STAR, "static_tree": STATIC},
+    "star, static, 3 experts": {**STAR, "num_experts": 3, "static_tree": STATIC},
+}
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+@pytest.mark.parametrize("padding", [0, 3])
+def test_trees_step_by_step(name, padding):
+    """Over several steps of a generation, with the prompt read in two parts and possibly padded on the left."""
+    target = make_target()
+    draft = make_drafter(target, **{"tree_depth": 4, "tree_top_k": 3, "num_draft_tokens": 12, **DRAFTERS[name]})
+    enlarge(draft, std=0.12)  # scores that differ by more than rounding
+    config = draft.config
+    ids = make_prompt(22)
+    with torch.no_grad():
+        features = target.model(ids).last_hidden_state
+    embeddings = target.get_input_embeddings()(ids).detach()
+    junk = torch.randn(1, padding, 32, generator=torch.Generator().manual_seed(0))
+    padded_features, padded_embeddings = torch.cat((junk, features), dim=1), torch.cat((junk, embeddings), dim=1)
+    mask = torch.ones(1, padding + 10, dtype=torch.long)
+    mask[:, :padding] = 0
+
+    generator = JakiroCandidateGenerator(draft, target)
+    for start, end in ((0, 6), (6, padding + 10)):
+        generator.observe(padded_features[:, start:end], padded_embeddings[:, start:end], mask[:, start:end])
+    read = 10
+    for accepted in (1, 4, 2, 3):
+        tree = generator.propose(ids[:, read])
+        reference = Reference(target, draft, ids[:, : read + 1], features[:, :read])
+        two_levels = config.head_mode == "contrastive"
+        if config.static_tree is not None:
+            depth = max(map(len, config.static_tree))
+            expected = reference.static(config.static_tree, two_levels and depth > 1)
+        else:
+            shape = (config.tree_depth, config.tree_top_k, config.num_draft_tokens)
+            expected = reference.dynamic(*shape, two_levels and config.tree_depth > 1)
+        assert token_paths(tree) == expected
+        generator.observe(features[:, read : read + accepted], embeddings[:, read : read + accepted])
+        read += accepted
+
+
+@pytest.mark.parametrize("max_length", [None, 23])
+def test_chains_for_the_loop_of_transformers(max_length):
+    """`get_candidates` reads the features of accepted tokens only, and keeps within the length limit."""
+    target = make_target()
+    draft = make_drafter(target, tree_depth=4)
+    enlarge(draft, std=0.12)
+    ids = make_prompt(24)
+    with torch.no_grad():
+        features = target.model(ids).last_hidden_state
+    generator = JakiroCandidateGenerator(draft, target, max_length=max_length)
+    candidates, logits = generator.get_candidates(ids[:, :10], is_first_iteration=True)
+    assert torch.equal(candidates, ids[:, :10])
+    assert logits is None
+    read, processed, matches = 0, 10, torch.tensor(0)
+    lengths = []
+    for accepted in (2, 0, 4, 3):
+        # what the target processed: tokens of the text, then candidates that it did not accept
+        rejected = torch.full((1, max(0, len(lengths) and lengths[-1] - int(matches)), 32), 9.0)
+        states = torch.cat((features[:, read:processed], rejected), dim=1)
+        candidates, logits = generator.get_candidates(
+            ids[:, : processed + 1],
+            model_kwargs={},
+            model_outputs=SimpleNamespace(hidden_states=(None, states)),
+            is_first_iteration=False,
+            n_last_matches=matches,
+        )
+        assert logits is None
+        assert torch.equal(candidates[:, : processed + 1], ids[:, : processed + 1])
+        chain = tuple(candidates[0, processed + 1 :].tolist())
+        depth = 4 if max_length is None else min(4, max_length - processed - 2)
+        reference = Reference(target, draft, ids[:, : processed + 1], features[:, :processed])
+        assert {chain[:length] for length in range(1, len(chain) + 1)} == reference.dynamic(depth, 1, 4, depth == 4)
+        lengths.append(len(chain))
+        read, processed, matches = processed, processed + accepted + 1, torch.tensor(accepted)
+    assert lengths == ([4, 4, 4, 4] if max_length is None else [4, 4, 4, 2])
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2, 3])
+@pytest.mark.parametrize("static_tree", [None, STATIC])
+def test_trees_near_the_length_limit(depth, static_tree):
+    """Cut off above, not drafted anew: no level beyond the limit, the levels above as in the whole tree."""
+    target = make_target()
+    draft = make_drafter(target, tree_depth=4, tree_top_k=3, num_draft_tokens=1000, static_tree=static_tree)
+    ids = make_prompt(9)
+    with torch.no_grad():
+        features = target.model(ids).last_hidden_state[:, :-1]
+    trees = []
+    for max_depth in (None, depth):
+        generator = JakiroCandidateGenerator(draft, target)
+        generator.observe(features, target.get_input_embeddings()(ids[:, :-1]))
+        trees.append(token_paths(generator.propose(ids[:, -1], max_depth=max_depth)))
+    whole, cut = trees
+    assert max(map(len, whole)) == 4
+    assert cut == {path for path in whole if len(path) <= depth}
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 6])
+def test_forwards_per_tree(depth):
+    """A tree of L levels costs L - 1 forwards: the last level comes from the contrastive branch."""
+    target = make_target()
+    for head_mode, expected in (("contrastive", max(1, depth - 1)), ("decoupled", depth)):
+        draft = make_drafter(target, tree_depth=depth, head_mode=head_mode, num_draft_tokens=1000)
+        calls = []
+        draft.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        ids = make_prompt(9)
+        generator = JakiroCandidateGenerator(draft, target)
+        generator.observe(torch.randn(1, 8, 32), torch.randn(1, 8, 32))
+        tree = generator.propose(ids[:, -1])
+        assert len(calls) == expected
+        assert int(tree.depths.max()) == depth
+
+
+def test_shapes_of_trees():
+    target = make_target()
+    draft = make_drafter(target, tree_depth=5, tree_top_k=3, num_draft_tokens=14, static_tree=STATIC)
+    shape = TreeShape.from_config(draft.config)
+    assert (shape.depth, shape.num_draft_tokens) == (4, len(STATIC))
+    shape = TreeShape.from_config(draft.config, num_draft_tokens=7)  # asked for: a dynamic tree of that size
+    assert (shape.depth, shape.top_k, shape.num_draft_tokens, shape.static_tree) == (5, 3, 7, None)
+    assert shape.as_chain().top_k == 1
+    assert shape.as_chain().num_draft_tokens == 5
+
+
+def test_draft_cache_holds_what_was_written():
+    """Beyond its first buffer, and with trees dropped in between."""
+    cache = DraftCache(2)
+    generator = torch.Generator().manual_seed(0)
+    kept = [torch.zeros(1, 2, 0, 4) for _ in range(2)]
+    for new, dropped in ((3, 0), (9, 4), (240, 0), (20, 5), (1, 1), (600, 2), (7, 0)):
+        for layer in range(2):
+            states = torch.randn(1, 2, new, 4, generator=generator)
+            keys, values = cache.update(states, -states, layer)
+            kept[layer] = torch.cat((kept[layer], states), dim=2)
+            assert torch.equal(keys, kept[layer])
+            assert torch.equal(values, -kept[layer])
+            kept[layer] = kept[layer][:, :, : kept[layer].shape[2] - dropped]
+        cache.truncate(kept[0].shape[2])
+        assert cache.get_seq_length() == kept[0].shape[2]
+
+
+def test_draft_cache_writes_in_place():
+    """A draft step must not copy the context."""
+    cache = DraftCache(1)
+    cache.update(torch.zeros(1, 2, 100, 4), torch.zeros(1, 2, 100, 4), 0)
+    memory = cache.layers[0].keys.data_ptr()
+    for _ in range(20):
+        cache.update(torch.zeros(1, 2, 5, 4), torch.zeros(1, 2, 5, 4), 0)
+    assert cache.layers[0].keys.data_ptr() == memory
