@@ -697,3 +697,43 @@ def test_transformers_own_assisted_loop(architecture):
         assert output[0, 12:].tolist() == truth
         assert len(generator.trees) >= 2
         assert forward.call_count <= most_forwards
+
+
+# -- several processes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_finished_process_keeps_giving_forwards_to_the_others(monkeypatch, attention):
+    """With `synced_gpus` every process runs one forward per iteration until all have finished."""
+    target = make_target("llama", attention=attention)
+    draft = make_drafter(target)
+    ids = make_prompt(6)
+    alone = target.generate(
+        ids, do_sample=False, max_new_tokens=5, assistant_model=draft, return_dict_in_generate=True
+    )
+    forwards, iterations_of_others = [], 4
+
+    def others_still_generate(model, finished, synced_gpus, device):
+        nonlocal iterations_of_others
+        assert synced_gpus
+        if finished:
+            iterations_of_others -= 1
+        return not finished or iterations_of_others >= 0
+
+    monkeypatch.setattr("transformers_jakiro._compat.has_unfinished_sequences", others_still_generate)
+    handle = target.register_forward_hook(lambda *_: forwards.append(1))
+    try:
+        together = target.generate(
+            ids,
+            do_sample=False,
+            max_new_tokens=5,
+            assistant_model=draft,
+            return_dict_in_generate=True,
+            synced_gpus=True,
+        )
+    finally:
+        handle.remove()
+    assert torch.equal(together.sequences, alone.sequences)
+    assert together.accept_lengths == alone.accept_lengths
+    assert together.past_key_values.get_seq_length() == alone.past_key_values.get_seq_length()
+    assert len(forwards) == 1 + len(alone.accept_lengths[0]) + 4

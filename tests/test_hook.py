@@ -30,6 +30,8 @@ from transformers import (
     LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -366,6 +368,22 @@ def test_batches(way, pair):
 def test_no_cache(way, pair):
     with pytest.raises(ValueError, match=r"key/value cache, got `use_cache=False`"):
         way(*pair, use_cache=False)
+
+
+def test_targets_without_a_cache():
+    config = OpenAIGPTConfig(vocab_size=32, n_positions=64, n_embd=16, n_layer=1, n_head=2)
+    target = OpenAIGPTLMHeadModel(config).eval()
+    draft = JakiroDraftModel(
+        JakiroDraftConfig(vocab_size=32, hidden_size=16, num_attention_heads=2, pad_token_id=0)
+    ).eval()
+    with pytest.raises(NotImplementedError, match=r"OpenAIGPTLMHeadModel does not fill the key/value cache"):
+        generate(target, draft, ids=torch.tensor([[3, 4, 5]]))
+
+
+@BOTH_WAYS
+def test_empty_prompts(way, pair):
+    with pytest.raises(ValueError, match=r"The prompt is empty.*at least one token"):
+        way(*pair, ids=torch.zeros((1, 0), dtype=torch.long))
 
 
 class RoundingLayer(QuantizedLayer):

@@ -14,6 +14,7 @@ from targets import (
     VOCAB,
     Fresh,
     compare,
+    enlarge,
     knowing_drafter,
     make_drafter,
     make_prompt,
@@ -224,18 +225,35 @@ def test_prefill_chunks(architecture, chunk_size):
         compare(target, draft, inputs, max_new_tokens=10, prefill_chunk_size=chunk_size)
 
 
-def test_prefill_chunks_reach_the_drafter_whole():
-    """The drafter has read the same, however the prompt was cut."""
+def test_the_drafter_reads_the_same_whatever_the_prompt_comes_as():
+    """Same trees, so same features, embeddings and positions."""
     target = make_target()
     draft = make_drafter(target)
+    enlarge(draft, std=0.12)  # scores that differ by more than rounding
+
+    def trees_for(**inputs):
+        kwargs = {"max_new_tokens": 16, "do_sample": False, "assistant_model": draft}
+        with knowing_drafter([], keep_drafted=True) as trees:
+            target.generate(**inputs, **kwargs)
+        return [sorted(zip(tree.depths[0].tolist(), tree.tokens[0].tolist(), strict=True)) for tree in trees]
+
     ids = make_prompt(22)
-    kwargs = {"max_new_tokens": 20, "do_sample": False, "assistant_model": draft, "return_dict_in_generate": True}
-    trees = []
-    for chunk_size in (None, 5):
-        with knowing_drafter([], seed=0) as proposed:
-            target.generate(ids, prefill_chunk_size=chunk_size, **kwargs)
-        trees.append([tree.tokens.tolist() for tree in proposed])
-    assert trees[0] == trees[1]
+    embeddings = target.get_input_embeddings()(ids).detach()
+    padded = torch.cat((torch.zeros(1, 3, dtype=torch.long), ids), dim=1)
+    expected = trees_for(input_ids=ids)
+    assert trees_for(inputs_embeds=embeddings) == expected
+    assert trees_for(input_ids=ids, prefill_chunk_size=5) == expected
+    assert trees_for(input_ids=padded, attention_mask=(torch.arange(25) >= 3).long()[None]) == expected
+
+    # the drafter does not see what was cached before: it starts with the new part
+    with torch.no_grad():
+        cache = target(ids[:, :9], use_cache=True).past_key_values
+    expected = trees_for(input_ids=ids, past_key_values=copy.deepcopy(cache))
+    new = {"input_ids": ids[:, 9:], "attention_mask": torch.ones_like(ids)}
+    assert trees_for(**new, past_key_values=copy.deepcopy(cache)) == expected
+    assert trees_for(inputs_embeds=embeddings, past_key_values=copy.deepcopy(cache)) == expected
+    assert trees_for(input_ids=ids, past_key_values=copy.deepcopy(cache), prefill_chunk_size=4) == expected
+    assert trees_for(input_ids=ids) != expected
 
 
 # -- lengths and ends ------------------------------------------------------------------------------------------------

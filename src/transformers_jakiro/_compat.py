@@ -162,7 +162,12 @@ def prefill(
         generation_config.prefill_chunk_size = None
         past_length = cache.get_seq_length()
         outputs = model._prefill(input_ids, generation_config, model_kwargs)
-        yield outputs, outputs.past_key_values.get_seq_length() - past_length
+        if getattr(outputs, "past_key_values", None) is not cache:
+            raise NotImplementedError(
+                f"{type(model).__name__} does not fill the key/value cache it is given, and drafting needs one. Leave "
+                "out `assistant_model`."
+            )
+        yield outputs, cache.get_seq_length() - past_length
         return
     attention_mask, position_ids = model_kwargs.get("attention_mask"), model_kwargs.get("position_ids")
     total_length = input_ids.shape[1] if attention_mask is None else attention_mask.shape[1]

@@ -101,7 +101,7 @@ def check_request(model: PreTrainedModel, draft_model: PreTrainedModel, generati
             f"{generation_config.num_return_sequences}. Call `generate` once per sequence."
         )
     if generation_config.use_cache is False:
-        raise ValueError("Drafting needs the key/value cache, got `use_cache=False`. Leave it out.")
+        raise ValueError("Drafting needs the key/value cache, got `use_cache=False`. Pass `use_cache=True`.")
 
 
 @torch.no_grad()
