@@ -415,6 +415,8 @@ CACHES = {
 @pytest.mark.parametrize("name", CACHES)
 def test_kinds_of_caches(way, pair, name):
     make, message = CACHES[name]
+    if name == "offloaded" and torch.version.cuda is not None and not torch.cuda.is_available():
+        pytest.skip("a CUDA build of PyTorch makes no offloaded cache without a driver")
     with pytest.raises(NotImplementedError, match=message + r".*default dynamic cache"):
         way(*pair, past_key_values=make())
 

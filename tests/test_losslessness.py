@@ -6,6 +6,8 @@ import copy
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from targets import (
     ARCHITECTURES,
     CONTEXT,
@@ -213,6 +215,8 @@ def test_unusual_prompts(architecture):
         {"inputs_embeds": embeddings, "past_key_values": Fresh(lambda: copy.deepcopy(cache))},
         {"input_ids": longer, "past_key_values": Fresh(lambda: copy.deepcopy(cache)), "prefill_chunk_size": 2},
     ):
+        if "prefill_chunk_size" in inputs and Version(transformers.__version__) < Version("5.20"):
+            continue  # plain `generate` used to process the cached part again
         compare(target, draft, inputs, max_new_tokens=12, logits=True)
 
 

@@ -252,6 +252,22 @@ def check_cache(cache: Any) -> str | None:
     return f"the cache has layers of kind {', '.join(chain_only)}" if chain_only else None
 
 
+def start_recording(cache: Cache) -> list[Any]:
+    """
+    Makes layers with a sliding window keep what falls out of it until [`keep_nodes`] or `crop` is called, so that
+    rejected tokens can be taken back. Returns the layers that did not do so before, for [`stop_recording`].
+    """
+    layers = [layer for layer in cache.layers if getattr(layer, "record_past", True) is False]
+    cache.activate_past_recording()
+    return layers
+
+
+def stop_recording(layers: list[Any]) -> None:
+    """Takes [`start_recording`] back: plain `generate`, which never crops, may continue with the cache."""
+    for layer in layers:
+        layer.record_past = False
+
+
 def keep_nodes(cache: Cache, num_nodes: int, nodes: torch.LongTensor, is_prefix: bool) -> None:
     """
     Drops all but some of the tokens that the last forward appended to the cache. What was there before is not copied.

@@ -179,6 +179,7 @@ def jakiro_decode(
             target.embed(tree.tokens.index_select(1, nodes.to(tree.tokens.device))),
         )
         put_step(emitted, tree, visited)
+    forward.close()
     if streamer is not None:
         streamer.end()
     return row.result(cache)
@@ -285,7 +286,7 @@ class _TreeForward:
     ):
         self._model, self._cache = model, cache
         # only now: a cache that records the past keeps the whole prompt in layers with a sliding window
-        cache.activate_past_recording()
+        self._recording = _compat.start_recording(cache)
         reason = _compat.check_cache(cache) or why_no_trees(model)
         self.chain_only = reason is not None
         if self.chain_only:
@@ -329,13 +330,17 @@ class _TreeForward:
 
     def keep(self, visited: list[int]) -> torch.LongTensor:
         """Keeps the accepted path of the last tree in the cache. Returns its nodes as a tensor `[k]`."""
-        nodes = torch.tensor(visited, device=self._device)
+        nodes = torch.tensor(visited, dtype=torch.long, device=self._device)
         is_prefix = not visited or visited[-1] == len(visited) - 1
         if self.chain_only:
             self._cache.crop(len(visited) - self._num_nodes)
         else:
             _compat.keep_nodes(self._cache, self._num_nodes, nodes, is_prefix)
         return nodes
+
+    def close(self) -> None:
+        """Leaves the cache as plain `generate` leaves it."""
+        _compat.stop_recording(self._recording)
 
 
 class _Row:
