@@ -36,6 +36,9 @@ Shipped target: one thread of a busy 2-core x86 CPU with bfloat16 instructions (
 `--max-minutes 43`. That limit shortened the schedule to 3,728 of its 5,109 steps (a little over 5 of 7 epochs).
 Validation loss 2.00 nats per token on the 100 held-out problems. As the shortening follows the clock, another run
 gives a similar target, not the same weights; without `--max-minutes` the schedule depends on the seed alone.
+
+Shipped drafter: on the same machine 12 minutes for the target's answers and 41 minutes of training. On the target's
+answers to the held-out problems, its likeliest next token is the target's in 84 %, the contrastive branch's in 61 %.
 """
 
 import argparse
