@@ -176,7 +176,7 @@ def test_bench(tmp_path, capsys):
 
 
 def test_context_growth_reports_both_lengths(target, draft):
-    rows = context_growth(target, draft, (32, 96), steps=3, rounds=1)
+    rows = context_growth(target, draft, (32, 96), steps=3, rounds=2)
     assert [row["context"] for row in rows] == [32, 96]
     assert all(0 < row["target_ms"] < row["step_ms"] for row in rows)
 

@@ -252,6 +252,11 @@ class _StepClock:
         pass
 
 
+def _after_steps(marks: list[tuple[float, float]], steps: int) -> Callable[..., torch.Tensor]:
+    """A stopping criterion: enough steps were marked."""
+    return lambda input_ids, scores: torch.full((input_ids.shape[0],), len(marks) >= steps, device=input_ids.device)
+
+
 def context_growth(
     target: PreTrainedModel,
     draft: PreTrainedModel,
@@ -284,8 +289,9 @@ def context_growth(
                     assistant_model=draft,
                     streamer=_StepClock(mark),
                     do_sample=False,
-                    max_new_tokens=steps + 3,
-                    min_new_tokens=steps + 3,
+                    eos_token_id=None,
+                    max_new_tokens=(steps + 3) * (draft.config.tree_depth + 1),
+                    stopping_criteria=[_after_steps(marks, steps + 3)],
                 )
             for before, after in pairwise(marks[2:]):  # the first steps warm up
                 record.append((after[0] - before[0], after[1] - before[1]))
