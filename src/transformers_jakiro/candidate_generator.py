@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.generation import CandidateGenerator
 
+from ._compat import LAST_HIDDEN
 from .configuration_jakiro import JakiroDraftConfig
 from .draft_cache import DraftCache
 from .modeling_jakiro import JakiroDraftOutput
@@ -76,7 +77,7 @@ class JakiroCandidateGenerator(CandidateGenerator):
     """
 
     requires_model_outputs = True
-    model_kwargs_overrides: dict[str, Any] = {"output_hidden_states": True}
+    model_kwargs_overrides: dict[str, Any] = {"output_hidden_states": LAST_HIDDEN}
 
     def __init__(
         self,
@@ -141,15 +142,18 @@ class JakiroCandidateGenerator(CandidateGenerator):
         num_new, start = features.shape[1], self._length
         self._length = end = start + num_new
         attention_mask, position_ids = None, None
-        if self._padding is not None:
-            # only prompts are padded: tokens behind the known mask are real
+        in_prompt = self._padding is not None and start < self._padding.shape[1]  # only prompts are padded
+        if in_prompt:
             known = self._padding[:, :end]
             known = torch.nn.functional.pad(known, (0, end - known.shape[1]), value=True)
             real = known[:, start:].long()
             position_ids = (self._num_real + real.cumsum(dim=-1) - 1).clamp(min=0)
             self._num_real = self._num_real + real.sum(dim=-1, keepdim=True)
             attention_mask = known.long()
-        if start > 0 and num_new <= MaskBuffer.MAX_ROWS and (self._padding is None or start >= self._padding.shape[1]):
+        elif self._padding is not None:
+            position_ids = self._num_real + torch.arange(num_new, device=self.device)
+            self._num_real = self._num_real + num_new
+        if start > 0 and num_new <= MaskBuffer.MAX_ROWS and not in_prompt:
             attention_mask = self._mask.causal(start, num_new, self._padding)
         return self.draft_model(
             inputs_embeds=embeddings,

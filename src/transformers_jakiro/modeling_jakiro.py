@@ -299,7 +299,7 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
         **kwargs: Any,
     ) -> JakiroDraftOutput:
         """
-        The same formulas for training and drafting (`ALGORITHM` of the paper, equations 3 to 8).
+        The same formulas for training and drafting (paper sections 3.1 and 3.2).
 
         Args:
             inputs_embeds (`torch.Tensor` of shape `(B, T, H)`):

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+from ._compat import LAST_HIDDEN
 from .data import JakiroDataCollator
 from .losses import contrastive_parallel_loss
 from .target import Target
@@ -76,7 +77,7 @@ class JakiroTrainer(Trainer):
             outputs = self.target.model(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
-                output_hidden_states=True,
+                output_hidden_states=LAST_HIDDEN,
                 use_cache=False,
                 logits_to_keep=1,
             )

@@ -1,8 +1,8 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """
-Verification: walks a tree with the target's own choices (ALGORITHM: at each visited node choose the next token exactly
-as plain generation would, then move to the child that holds it).
+Verification: walks a tree with the target's own choices. At each visited node the next token is chosen as plain
+generation would choose it, then the walk moves to the child that holds it.
 
 Whatever the drafter proposes, the emitted tokens are those the target chooses, in the same order and from the same
 random numbers: the walk is lossless by construction, and for deterministic candidates no rule accepts more.
