@@ -386,6 +386,8 @@ def run_bench(
     if not files and not context:
         raise ValueError("Nothing to measure: give files with prompts, or `--context` lengths.")
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)  # a file has room for the whole table
     prompts = [row for file in files for row in read_prompts(Path(file), limit)]
     tokenizer = AutoTokenizer.from_pretrained(target)
     target_model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype)
