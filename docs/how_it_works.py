@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 from matplotlib.patches import FancyBboxPatch
 
 GREEN, GREY, BLUE, ORANGE = "#1a7f37", "#8c959f", "#0969da", "#bc4c00"
-nodes = {  # name: (x, y, token, parent, level)
+nodes = {  # index: (x, y, token, parent)
     0: (0, 0, "The", None),
     1: (1, 1.1, "cat", 0),
     2: (1, -1.1, "dog", 0),
@@ -51,12 +51,12 @@ ax = axes[0]
 ax.set_title("1  The drafter grows a tree", loc="left", fontsize=13, fontweight="bold")
 tree(ax, False)
 for x, label, color in (
-    (0, "root: the target's\nlast token", BLUE),
+    (0, "root:\nthe last token", BLUE),
     (1, "level 1", "#1f2328"),
     (2, "level 2", "#1f2328"),
     (3, "level 3", ORANGE),
 ):
-    ax.text(x - 0.12 * (x == 0), -1.75, label, ha="center", va="top", fontsize=9.5, color=color)
+    ax.text(x, -1.75, label, ha="center", va="top", fontsize=9.5, color=color)
 ax.text(3, -2.1, "contrastive branch:\nno forward of its own", ha="center", va="top", fontsize=8.5, color=ORANGE)
 
 ax = axes[1]
