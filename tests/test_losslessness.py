@@ -79,7 +79,9 @@ def test_greedy_window_smaller_than_the_tree(architecture, window):
 def test_greedy_thoroughly(architecture, attention, window):
     if window is not None and architecture not in SLIDING:
         pytest.skip("no sliding window")
-    target = make_target(architecture, window=window, attention=attention)
+    # Granite divides its logits: so many small differences that float32 has near ties among them
+    dtype = torch.float64 if architecture == "granite" else torch.float32
+    target = make_target(architecture, window=window, attention=attention, dtype=dtype)
     draft = make_drafter(target)
     for length in (1, 2, 3, 11, 12, 13, 63, 64, 65, 200):
         compare(target, draft, {"input_ids": make_prompt(length, seed=1)}, max_new_tokens=40, logits=True)
