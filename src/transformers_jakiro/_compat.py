@@ -155,8 +155,6 @@ def prefill(
     """
     cache = model_kwargs["past_key_values"]
     chunk_size = generation_config.prefill_chunk_size
-    inputs = model_kwargs.get("inputs_embeds")
-    inputs = input_ids if inputs is None else inputs
     if chunk_size is None or model_kwargs.get("inputs_embeds") is not None:
         generation_config = copy.copy(generation_config)
         generation_config.prefill_chunk_size = None
@@ -174,8 +172,6 @@ def prefill(
     total_length = max(total_length, getattr(generation_config, "_mask_length", 0) or 0)
     past_length = cache.get_seq_length()
     new_ids = input_ids[:, -(total_length - past_length) :]
-    chunk_config = copy.copy(generation_config)
-    chunk_config.prefill_chunk_size = None
     for chunk in new_ids.split(chunk_size, dim=1):
         end = past_length + chunk.shape[1]
         chunk_kwargs = dict(model_kwargs)
