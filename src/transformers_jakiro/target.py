@@ -5,6 +5,7 @@
 import torch
 from transformers import PreTrainedModel
 
+from ._compat import LAST_HIDDEN
 from .configuration_jakiro import JakiroDraftConfig
 
 
@@ -47,6 +48,35 @@ class Target:
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Embeddings `E(x)` as the target's decoder receives them: `[...]` → `[..., H]`."""
         return self.embeddings(token_ids.to(self.embeddings.weight.device))
+
+    @torch.no_grad()
+    def features(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+    ) -> torch.Tensor:
+        """
+        What a drafter reads: the hidden states after the final norm, one forward without a cache.
+
+        Args:
+            input_ids (`[B, T]`), attention_mask (`[B, T]`, *optional*): as for the target itself.
+            position_ids (`[B, T]`, *optional*): positions that restart at 0 for each sample of a packed row; then
+                `attention_mask` must be None, and no sample sees another.
+
+        Returns:
+            `[B, T, H]` in the target's dtype.
+        """
+        positions = {} if position_ids is None else {"position_ids": position_ids}  # not every model takes them
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            output_hidden_states=LAST_HIDDEN,
+            use_cache=False,
+            logits_to_keep=1,
+            **positions,
+        )
+        return outputs.hidden_states[-1]
 
     def head(self, features: torch.Tensor) -> torch.Tensor:
         """The target's logits of features, with its scale and soft cap: `[..., H]` → `[..., V]`."""

@@ -3,16 +3,15 @@
 """`JakiroTrainer`: trains a drafter on the hidden states of its frozen target."""
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
-from ._compat import LAST_HIDDEN
 from .data import JakiroDataCollator
-from .losses import contrastive_parallel_loss
+from .objective import DraftingObjective
 from .target import Target
 
 
@@ -61,6 +60,9 @@ class JakiroTrainer(Trainer):
             "data_collator", JakiroDataCollator(pad_token_id=0 if pad_token_id is None else pad_token_id)
         )
         super().__init__(model=model, args=args, **kwargs)
+        self.objective = DraftingObjective(
+            **{field.name: getattr(self.args, field.name) for field in fields(DraftingObjective)}
+        )
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the batch
         self.target.model.requires_grad_(False).eval().to(self.args.device)
         self._metrics: dict[str, dict[str, list[torch.Tensor]]] = {
@@ -71,45 +73,12 @@ class JakiroTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
     ):
-        """The loss of contrastive parallel decoding on one batch of `input_ids`, `attention_mask`, `loss_mask`."""
-        input_ids, attention_mask = inputs["input_ids"], inputs["attention_mask"]
-        with torch.no_grad():
-            outputs = self.target.model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                output_hidden_states=LAST_HIDDEN,
-                use_cache=False,
-                logits_to_keep=1,
-            )
-            features = outputs.hidden_states[-1]
-            embeddings = self.target.embed(input_ids)
-        length = input_ids.shape[1]
-        drafter_features = features
-        if model.training and self.args.feature_noise > 0:
-            noise = (torch.rand_like(features) - 0.5) * (self.args.feature_noise * 512 / length)
-            drafter_features = features + noise
-        draft_config = self.accelerator.unwrap_model(model).config
-        # the pair at index t: the embedding of token t + 1 and the feature at t
-        drafted = model(
-            inputs_embeds=embeddings[:, 1:].to(model.dtype),
-            hidden_states=drafter_features[:, :-1].to(model.dtype),
-            attention_mask=attention_mask[:, 1:],
-            output_contrastive_hidden_state=draft_config.head_mode == "contrastive",
-        )
-        loss, terms = contrastive_parallel_loss(
-            drafted.last_hidden_state,
-            drafted.contrastive_hidden_state,
-            features[:, :-1],
-            inputs["loss_mask"][:, :-1],
-            self.target.head,
-            regression_weight=self.args.regression_weight,
-            classification_weight=self.args.classification_weight,
-            contrastive_weight=self.args.contrastive_weight,
-        )
-        metrics = self._metrics["train" if model.training else "eval"]
-        for name, term in terms.items():
-            metrics[name].append(term)
-        return (loss, drafted) if return_outputs else loss
+        """The drafting objective on one batch, see [`~transformers_jakiro.objective.DraftingObjective`]."""
+        loss, metrics = self.objective(model, self.target, inputs)
+        sums = self._metrics["train" if model.training else "eval"]
+        for name, (total, count) in metrics.items():
+            sums[name].append(total / count)
+        return (loss, None) if return_outputs else loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)
