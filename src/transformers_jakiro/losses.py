@@ -29,8 +29,8 @@ def contrastive_parallel_loss(
     The default weights are the published ones.
 
     Args:
-        autoregressive_features (`[B, T, H]`): `g`, index t predicts the target's feature at t + 1.
-        contrastive_features (`[B, T, H]` or None): `c`, index t predicts the target's feature at t + 2.
+        autoregressive_features (`[B, T, H]` or `[B, T - 1, H]`): `g`, index t predicts the target's feature at t + 1.
+        contrastive_features (same shape, or None): `c`, index t predicts the target's feature at t + 2.
         target_hidden_states (`[B, T, H]`): `f`, the frozen target's features.
         loss_mask (`[B, T]`): 1 at the positions that count (the response). Position t counts for the feature at t + 1,
             whichever branch predicts it, so the last position never counts.
@@ -63,13 +63,13 @@ def contrastive_parallel_loss(
         accuracy = (logits.detach().argmax(dim=-1) == target_tokens[rows]).float().mean()
         return regression, classification, accuracy
 
-    regression, classification, accuracy = compare(autoregressive_features[:, :-1][mask], slice(None))
+    regression, classification, accuracy = compare(autoregressive_features[:, : mask.shape[1]][mask], slice(None))
     terms = {"regression": regression, "classification": classification, "accuracy": accuracy}
     if contrastive_features is not None:
         # the feature at t + 1 is predicted by the contrastive feature of t - 1, which the first position lacks
         has_predecessor = mask.nonzero()[:, 1] > 0
         regression_2, classification_2, accuracy_2 = compare(
-            contrastive_features[:, :-2][mask[:, 1:]], has_predecessor
+            contrastive_features[:, : mask.shape[1] - 1][mask[:, 1:]], has_predecessor
         )
         terms["contrastive_regression"] = regression_2
         terms["contrastive_classification"] = classification_2

@@ -25,8 +25,30 @@ class DraftingObjective:
     contrastive_weight: float = 0.5
     feature_noise: float = 0.2
 
+    @staticmethod
+    def counted_positions(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """
+        The positions that count, `[B, T]` bool: those of `loss_mask`, but never the last one of a sample, as the
+        feature that it predicts is padding's or another sample's.
+        """
+        counted = batch["loss_mask"] != 0
+        counted[:, -1] = False
+        if "position_ids" in batch:
+            counted[:, :-1] &= batch["position_ids"][:, 1:] != 0
+        else:
+            counted[:, :-1] &= batch["attention_mask"][:, 1:].bool()
+        return counted
+
+    def num_items(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """How many positions of a batch count: what its loss is a mean over (a scalar)."""
+        return self.counted_positions(batch).sum()
+
     def __call__(
-        self, draft_model: torch.nn.Module, target: Target, batch: dict[str, torch.Tensor]
+        self,
+        draft_model: torch.nn.Module,
+        target: Target,
+        batch: dict[str, torch.Tensor],
+        num_items_in_batch: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
         """
         Args:
@@ -34,6 +56,8 @@ class DraftingObjective:
             target ([`Target`]): the frozen target.
             batch: `input_ids [B, T]`, `loss_mask [B, T]`, and `attention_mask [B, T]` or, for packed rows,
                 `position_ids [B, T]`; `hidden_states [B, T, H]` if the target's features were computed before.
+            num_items_in_batch (a scalar, *optional*): the positions that count in all batches of an optimizer step.
+                The loss is then this batch's share of their mean, so that the batches' losses add up to it.
         """
         input_ids, attention_mask = batch["input_ids"], batch.get("attention_mask")
         position_ids = batch.get("position_ids")
@@ -50,21 +74,29 @@ class DraftingObjective:
         dtype = module.dtype
         # the pair at index t: the embedding of token t + 1 and the feature at t
         drafted = draft_model(
-            inputs_embeds=embeddings[:, 1:].to(dtype),
-            hidden_states=drafter_features[:, :-1].to(dtype),
+            inputs_embeds=embeddings[:, 1:].to(input_ids.device, dtype),
+            hidden_states=drafter_features[:, :-1].to(input_ids.device, dtype),
             attention_mask=None if attention_mask is None else attention_mask[:, 1:],
             position_ids=None if position_ids is None else position_ids[:, :-1],
             output_contrastive_hidden_state=module.config.head_mode == "contrastive",
         )
+        counted = self.counted_positions(batch)
         loss, terms = contrastive_parallel_loss(
             drafted.last_hidden_state,
             drafted.contrastive_hidden_state,
-            features[:, :-1],
-            batch["loss_mask"][:, :-1],
+            features,
+            counted,
             target.head,
             regression_weight=self.regression_weight,
             classification_weight=self.classification_weight,
             contrastive_weight=self.contrastive_weight,
         )
-        one = loss.new_ones(())
-        return loss, {name: (term, one) for name, term in terms.items()}
+        num_items = counted.sum()
+        num_contrastive_items = counted[:, 1:].sum()  # a position without a predecessor has no contrastive prediction
+        metrics = {}
+        for name, term in terms.items():
+            count = num_contrastive_items if name.startswith("contrastive_") else num_items
+            metrics[name] = (term * count, count)
+        if num_items_in_batch is not None:
+            loss = loss * (num_items / num_items_in_batch)
+        return loss, metrics
