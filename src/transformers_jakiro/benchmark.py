@@ -32,6 +32,7 @@ from transformers import (
     set_seed,
 )
 
+from .files import write_json
 from .generation import JakiroGenerateOutput
 from .tree import DraftTree
 
@@ -333,17 +334,14 @@ def provenance(**arguments: Any) -> dict[str, Any]:
     }
 
 
-def write_json(path: Path, results: Sequence[PromptResult], **arguments: Any) -> None:
+def write_results(path: Path, results: Sequence[PromptResult], **arguments: Any) -> None:
     """Summary, every prompt's result and the provenance; written to a temporary file first."""
     payload = {
         "provenance": provenance(**arguments),
         "summary": summarize(results),
         "results": [{**asdict(result), "speed_up": result.speed_up} for result in results],
     }
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(payload, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_json(Path(path), payload)
 
 
 def _version(package: str) -> str:
@@ -425,6 +423,6 @@ def run_bench(
         console.print(table)
     if output is not None:
         arguments = {"target": target, "draft": draft, "dtype": dtype, "max_new_tokens": max_new_tokens}
-        write_json(Path(output), results, **arguments, draft_config=draft_model.config.to_diff_dict())
+        write_results(Path(output), results, **arguments, draft_config=draft_model.config.to_diff_dict())
         console.print(f"Saved {output}")
     return results
