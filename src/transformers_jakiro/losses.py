@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 
 def contrastive_parallel_loss(
@@ -78,3 +79,58 @@ def contrastive_parallel_loss(
         classification = classification + contrastive_weight * classification_2
     loss = regression_weight * regression + classification_weight * classification
     return loss, {name: term.detach() for name, term in terms.items()}
+
+
+def load_balancing_loss(router_logits: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
+    """
+    `N · Σₑ fₑ · Pₑ` with `fₑ` the share of positions that choose expert e among their two and `Pₑ` the mean of its
+    routing probability over all experts, as Mixtral has it: 2 where all experts are used alike, N at most. With two
+    experts it is always 2, without a gradient.
+
+    Args:
+        router_logits (`[B, T, N]`): from the drafter's `output_router_logits`, N ≥ 2.
+        loss_mask (`[B, T]`): 1 at the positions that count, at least one.
+
+    Returns:
+        A scalar, float32.
+    """
+    num_experts = router_logits.shape[-1]
+    return load_balancing_loss_func(
+        (router_logits.float().flatten(0, 1),), num_experts=num_experts, top_k=2, attention_mask=loss_mask
+    )
+
+
+@torch.no_grad()
+def expert_load(router_logits: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
+    """
+    What each expert contributes: its mean weight in the autoregressive mixture.
+
+    Args:
+        router_logits (`[B, T, N]`): from the drafter's `output_router_logits`, N ≥ 2.
+        loss_mask (`[B, T]`): 1 at the positions that count, at least one.
+
+    Returns:
+        `[N]`, float32, sum 1.
+    """
+    rows = router_logits[loss_mask.bool()].float()
+    top_logits, chosen = rows.topk(2, dim=-1)
+    return torch.zeros_like(rows).scatter(-1, chosen, top_logits.softmax(dim=-1)).mean(dim=0)
+
+
+@torch.no_grad()
+def expert_overlap(expert_logits_a: torch.Tensor, expert_logits_b: torch.Tensor, k: int) -> torch.Tensor:
+    """
+    How alike the proposals of a position's two experts are: the share of common tokens among their k likeliest next
+    ones, 1 for the same k tokens, 0 for none in common.
+
+    Args:
+        expert_logits_a, expert_logits_b (`[R, V]`): next-token logits of the two chosen experts' features (the
+            drafter's `output_expert_hidden_states`, then the target's head) at the R ≥ 1 positions that count.
+        k (`int`): at most V.
+
+    Returns:
+        The mean over positions, a scalar, float32.
+    """
+    tokens_a, tokens_b = (logits.topk(k, dim=-1).indices for logits in (expert_logits_a, expert_logits_b))
+    common = (tokens_a[:, :, None] == tokens_b[:, None, :]).sum(dim=(1, 2))
+    return common.float().mean() / k
