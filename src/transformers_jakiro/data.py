@@ -3,19 +3,22 @@
 """
 From any chat dataset to batches: token ids with a mask of the assistant's tokens, packing, and the collator.
 
-A *row* is one training sample: `input_ids` and `loss_mask` (1 on the assistant's tokens), lists of the same length; if
-several samples are packed into it also `position_ids`, which restart at 0 for each; and `hidden_states` `[T, F]` if the
-target's features were computed before.
+A *row* is one training sample: `input_ids` and `loss_mask` (1 on the assistant's tokens), lists of the same length T;
+if several samples are packed into it also `position_ids`, which restart at 0 for each; and `hidden_states` `[T, F]` if
+the target's features were computed before.
 """
 
+import gzip
 import inspect
+import json
 import re
 import warnings
 from bisect import bisect_left, insort
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +41,10 @@ _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _MARKERS = (
     "`{% generation %} ... {% endgeneration %}` around what the assistant writes, its end-of-turn token included"
 )
+# no warning of texts that are too long for the model: they are going to be cut
+_QUIET = {"verbose": False}
+# of local files; everything else is taken for JSON lines
+_DATASETS_FORMATS = ("json", "csv", "parquet", "arrow")
 # rows of a stream among which at least one must count
 _STREAM_PATIENCE = 1000
 
@@ -88,7 +95,9 @@ def tokenize_conversation(
         )
 
     def render(count: int | None = None, **kwargs: Any) -> Mapping[str, list[int]]:
-        return tokenizer.apply_chat_template(messages[:count], tokenize=True, return_dict=True, **kwargs)
+        return tokenizer.apply_chat_template(
+            messages[:count], tokenize=True, return_dict=True, tokenizer_kwargs=_QUIET, **kwargs
+        )
 
     def stable_prefix(part: list[int]) -> int:
         shared = _shared_prefix(part, input_ids)
@@ -131,10 +140,10 @@ def _tokenize_completion(tokenizer: PreTrainedTokenizerBase, prompt: Any, comple
         )
     if not isinstance(prompt, str):
         return tokenize_conversation(tokenizer, [*prompt, *completion], num_prompt_messages=len(prompt))
-    input_ids = list(tokenizer(prompt + completion)["input_ids"])
+    input_ids = list(tokenizer(prompt + completion, **_QUIET)["input_ids"])
     if tokenizer.eos_token_id is not None and input_ids[-1:] != [tokenizer.eos_token_id]:
         input_ids.append(tokenizer.eos_token_id)
-    start = _shared_prefix(tokenizer(prompt)["input_ids"], input_ids) if prompt else 0
+    start = _shared_prefix(tokenizer(prompt, **_QUIET)["input_ids"], input_ids) if prompt else 0
     return {"input_ids": input_ids, "loss_mask": [0] * start + [1] * (len(input_ids) - start)}
 
 
@@ -144,7 +153,7 @@ def _shared_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     return next((i for i in range(length) if one[i] != other[i]), length)
 
 
-def _from_sharegpt(turns: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def from_sharegpt(turns: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """ShareGPT's `from` and `value` as `role` and `content`; answers to nothing at the beginning are left out."""
     messages = []
     for turn in turns:
@@ -190,7 +199,7 @@ def _prepare_row(
     elif "messages" in row:
         prepared = tokenize_conversation(tokenizer, row["messages"])
     elif "conversations" in row:
-        prepared = tokenize_conversation(tokenizer, _from_sharegpt(row["conversations"]))
+        prepared = tokenize_conversation(tokenizer, from_sharegpt(row["conversations"]))
     elif "prompt" in row and "completion" in row:
         prepared = _tokenize_completion(tokenizer, row["prompt"], row["completion"])
     elif "text" in row:
@@ -213,7 +222,7 @@ def _counts(row: Row) -> bool:
     autoregressive branch from t and by the contrastive branch from t - 1, all of the same sample.
     """
     mask = row["loss_mask"]
-    positions = row.get("position_ids") or range(len(mask))
+    positions = row["position_ids"] if "position_ids" in row else range(len(mask))
     return any(mask[t] and positions[t] > 0 and positions[t + 1] > 0 for t in range(len(mask) - 1))
 
 
@@ -312,7 +321,7 @@ def prepare_dataset(
     | `prompt`, `completion`: lists of turns | every turn of the assistant in the completion |
     | `prompt`, `completion`: strings | the completion and an end token |
     | `text` | everything, and an end token |
-    | `input_ids` with `loss_mask`, `assistant_masks`, `completion_mask` or `labels` | where all of these say so (label -100: not) |
+    | `input_ids` with `loss_mask`, `assistant_masks`, `completion_mask` or `labels` | where all say so (not: -100) |
 
     Rows are cut after `max_length` tokens. Those that then have no token of the assistant with one before and one
     after it teach nothing and are dropped, with a warning that says how many.
@@ -322,8 +331,8 @@ def prepare_dataset(
             dataset. Torch datasets of rows, and rows with `hidden_states`, pass as they are.
         tokenizer: the target's; None will do for token ids.
         max_length: tokens of a row, at most; None: not cut.
-        packing: join samples into rows of up to `max_length` tokens, without one seeing another. Over the whole dataset, or
-            over `packing_buffer_size` samples at a time when streaming. See [`check_packing`].
+        packing: join samples into rows of up to `max_length` tokens, without one seeing another. Over the whole
+            dataset, or over `packing_buffer_size` samples at a time when streaming. See [`check_packing`].
         num_proc: processes that tokenize a `datasets.Dataset`.
         vocab_size: the target's, to find foreign token ids. Default: the tokenizer's.
         packing_buffer_size: see `packing`.
@@ -426,8 +435,8 @@ class _StreamPreparer:
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, target_config: PreTrainedConfig) -> None:
     """
     Raises `ValueError` if a tokenizer cannot be the target's: it makes token ids outside the target's vocabulary, or
-    neither its `bos` nor its `eos` token is the target's. If one of these two differs – chat versions often have another
-    end token than their config says – there is a warning.
+    neither its `bos` nor its `eos` token is the target's. If one of these two differs – chat versions often have
+    another end token than their config says – there is a warning.
 
     Vocabularies padded beyond the tokenizer's length are fine, and so are special tokens beyond the vocabulary that
     text cannot hold, such as image placeholders.
@@ -438,7 +447,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, target_config: PreTraine
         special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         if max({*tokenizer.get_vocab().values()} - special) >= config.vocab_size:
             raise ValueError(
-                f"The tokenizer has {len(tokenizer)} tokens, the target's vocabulary only {config.vocab_size}. {remedy}"
+                f"The tokenizer has {len(tokenizer)} tokens, the target's vocabulary {config.vocab_size}. {remedy}"
             )
     agree = {}
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -490,9 +499,9 @@ def check_packing(target: Target, batch_size: int = 2) -> None:
     tolerance = 1e-3 if target.embeddings.weight.dtype in (torch.float32, torch.float64) else 0.1
     if not error <= tolerance:
         raise NotImplementedError(
-            f"{name} with `attn_implementation={target.config._attn_implementation!r}` does not keep samples of a packed row "
-            f"apart: in batches of {batch_size} the features of a sample differ by {error:.0%} from those of the same sample "
-            f"alone. {remedy} With flash attention batches of one packed row are kept apart, with sdpa any."
+            f"{name} with `attn_implementation={target.config._attn_implementation!r}` does not keep the samples of a "
+            f"packed row apart: in batches of {batch_size} the features of a sample differ by {error:.0%} from those "
+            f"of the same sample alone. {remedy}"
         )
 
 
@@ -502,7 +511,7 @@ def check_packing(target: Target, batch_size: int = 2) -> None:
 @dataclass
 class JakiroDataCollator:
     """
-    Pads rows on the right. The last token of a sample never counts, as nothing follows it.
+    Pads rows on the right, and takes each sample's last token out of the mask: nothing follows it to be predicted.
 
     ```python
     >>> JakiroDataCollator(pad_token_id=0)([
@@ -535,11 +544,12 @@ class JakiroDataCollator:
     pad_to_multiple_of: int | None = None
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        names = [name for name in ("input_ids", "loss_mask", "position_ids", "hidden_states") if name in features[0]]
-        if any(not row.keys() >= {"input_ids", "loss_mask", *names} for row in features):
+        required, optional = {"input_ids", "loss_mask"}, {"position_ids", "hidden_states"}
+        names = features[0].keys() & (required | optional)
+        if not required <= names or any(row.keys() & (required | optional) != names for row in features):
             raise ValueError(
-                "The rows of a batch must hold `input_ids` and `loss_mask`, and all or none of them `position_ids` and "
-                f"`hidden_states`; got {sorted({name for row in features for name in row})}. Make rows with "
+                "The rows of a batch must hold `input_ids` and `loss_mask`, and all of them or none `position_ids` "
+                f"and `hidden_states`; got {sorted({name for row in features for name in row})}. Make rows with "
                 "`prepare_dataset`."
             )
         rows = {name: [torch.as_tensor(row[name]) for row in features] for name in names}
@@ -554,15 +564,70 @@ class JakiroDataCollator:
             return padded
 
         batch = {"input_ids": pad("input_ids", self.pad_token_id), "loss_mask": pad("loss_mask")}
-        index = torch.arange(length).expand(len(lengths), -1)  # [B, T]
-        position = index - torch.tensor(lengths)[:, None]
+        # position in the padding, negative before it
+        padding = torch.arange(length) - torch.tensor(lengths)[:, None]  # [B, T]
         if "position_ids" in rows:
-            positions = batch["position_ids"] = torch.where(position < 0, pad("position_ids"), position)
+            batch["position_ids"] = torch.where(padding < 0, pad("position_ids"), padding)
+            is_followed = batch["position_ids"][:, 1:] > 0
         else:
-            batch["attention_mask"] = (position < 0).long()
-            positions = torch.where(position < 0, index, position)
-        batch["loss_mask"][:, :-1] *= positions[:, 1:] > 0
+            batch["attention_mask"] = (padding < 0).long()
+            is_followed = batch["attention_mask"][:, 1:] > 0
+        batch["loss_mask"][:, :-1] *= is_followed
         batch["loss_mask"][:, -1] = 0
         if "hidden_states" in rows:
             batch["hidden_states"] = pad("hidden_states")
         return batch
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+def read_conversations(
+    path_or_id: str | Path, split: str = "train", limit: int | None = None
+) -> Sequence[dict[str, Any]]:
+    """
+    The rows of a dataset: a file of JSON lines, plain or gzipped (`.gz`), or what `datasets.load_dataset` reads: a Hub
+    id, a folder, a `.json`, `.csv`, `.parquet` or `.arrow` file.
+
+    Args:
+        path_or_id (`str` or `Path`): file, folder or Hub id.
+        split (`str`): of a Hub id or a folder.
+        limit (`int`, *optional*): how many rows, from the first on.
+
+    Raises:
+        ValueError: if a line is not a JSON object.
+        OSError: if there is no such file or dataset, or if `datasets` is needed and not installed.
+    """
+    path = Path(path_or_id)
+    file_format = path.name.removesuffix(".gz").rpartition(".")[2]
+    if path.is_file() and file_format not in _DATASETS_FORMATS:
+        return list(islice(_read_json_lines(path), limit))
+    if not path.exists() and (path.is_absolute() or file_format in ("jsonl", *_DATASETS_FORMATS)):
+        raise FileNotFoundError(f"{path} does not exist. Give a file of conversations or the id of a Hub dataset.")
+    try:
+        import datasets
+    except ImportError as error:
+        raise OSError(
+            f"Reading {path_or_id} takes the `datasets` package (`pip install datasets`). Without it, give a file of "
+            "JSON lines (`.jsonl`, `.jsonl.gz`)."
+        ) from error
+    if path.is_file():
+        rows = datasets.load_dataset(file_format, data_files=str(path), split="train")
+    else:
+        rows = datasets.load_dataset(str(path_or_id), split=split)
+    return rows if limit is None else rows.select(range(min(limit, len(rows))))
+
+
+def _read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: {error}. Each line must be one JSON object.") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, line {number}: got {type(row).__name__}, each line must be a JSON object.")
+            yield row
