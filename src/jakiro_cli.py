@@ -12,6 +12,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Any
+
+DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
 def add_convert(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -31,7 +34,7 @@ def add_convert(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
         "--dtype",
         metavar="D",
         default="auto",
-        choices=("auto", "float32", "float16", "bfloat16"),
+        choices=DTYPES,
         help="precision to save: auto (default, the checkpoint's), float32, float16 or bfloat16",
     )
 
@@ -104,12 +107,68 @@ def add_bench(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]")
     def run(args: argparse.Namespace) -> None:
         from transformers_jakiro.benchmark import run_bench
 
-        run_bench(**{name: value for name, value in vars(args).items() if name not in ("run", "debug")})
+        run_bench(**_arguments(args))
 
     parser.set_defaults(run=run)
 
 
-COMMANDS = (add_demo, add_bench, add_convert)
+def add_features(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`jakiro features --target T --data DATA --output DIR`"""
+    parser = subparsers.add_parser(
+        "features",
+        help="write a target's hidden states of a dataset, to train drafters from",
+        description="Run the target once over a dataset and write what a drafter reads of it to a folder of "
+        "safetensors. Says how much disk it takes before it starts; interrupted and run again, it goes on.",
+    )
+    parser.add_argument("--target", required=True, metavar="T", help="folder or Hub id")
+    parser.add_argument("--data", required=True, metavar="DATA", help="conversations: JSON-lines file or Hub id")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
+    parser.add_argument("--max-length", type=int, default=2048, metavar="N", help="tokens a row is cut to (2048)")
+    parser.add_argument("--packing", action="store_true", help="join conversations to rows of about --max-length")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of the target and its features (auto)")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="rows per forward (8)")
+    parser.add_argument("--shard-size", default="1GB", metavar="S", help="largest file, held in memory (1GB)")
+    parser.add_argument("--num-samples", type=int, metavar="N", help="conversations to take (all)")
+
+    def run(args: argparse.Namespace) -> None:
+        from transformers_jakiro.features import run_features
+
+        run_features(**_arguments(args))
+
+    parser.set_defaults(run=run)
+
+
+def add_regenerate(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`jakiro regenerate --target T --data DATA --output FILE`"""
+    parser = subparsers.add_parser(
+        "regenerate",
+        help="let a target answer a dataset's prompts: the best data to train its drafter on",
+        description="Replace the answers of a dataset by the target's own, turn by turn, and write them as JSON "
+        "lines. Interrupted and run again, it goes on.",
+    )
+    parser.add_argument("--target", required=True, metavar="T", help="folder or Hub id")
+    parser.add_argument("--data", required=True, metavar="DATA", help="conversations: JSON-lines file or Hub id")
+    parser.add_argument("--output", required=True, metavar="FILE", help="JSON-lines file to write")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (0)")
+    parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="per answer (512)")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="prompts answered together (16)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling (0)")
+    parser.add_argument("--num-samples", type=int, metavar="N", help="conversations to take (all)")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of the target (auto)")
+
+    def run(args: argparse.Namespace) -> None:
+        from transformers_jakiro.regeneration import run_regenerate
+
+        run_regenerate(**_arguments(args))
+
+    parser.set_defaults(run=run)
+
+
+def _arguments(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: value for name, value in vars(args).items() if name not in ("run", "debug")}
+
+
+COMMANDS = (add_demo, add_bench, add_regenerate, add_features, add_convert)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

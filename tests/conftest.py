@@ -1,8 +1,13 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 import json
+import multiprocessing
+import os
 import shutil
+import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +17,28 @@ from transformers import LlamaConfig
 torch.set_num_threads(1)
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, VOCAB, INNER = 32, 4, 2, 8, 48, 24
+
+
+def run_until_killed(function: Callable[[], Any]) -> None:
+    """Runs `function` in a copy of this process and checks that it dies of SIGKILL, which `function` arranges."""
+    process = multiprocessing.get_context("fork").Process(target=function)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def kill_at_call(number: int, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, but the process is killed at the given call (the first is 1)."""
+    calls = 0
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+
+    return counted
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
+import json
 import subprocess
 import sys
 from importlib.metadata import entry_points, version
@@ -9,6 +10,8 @@ import torch
 from conftest import make_original, write_original
 
 from jakiro_cli import main
+from transformers_jakiro.demo import PAIR
+from transformers_jakiro.features import FeatureDataset
 from transformers_jakiro.modeling_jakiro import JakiroDraftModel
 
 
@@ -23,6 +26,27 @@ def test_convert(tmp_path, capsys, target_config):
     draft = JakiroDraftModel.from_pretrained(tmp_path / "dst")
     assert draft.dtype == torch.float16
     assert draft.config.target_name_or_path == str(tmp_path / "target")
+
+
+def test_regenerate_then_features(tmp_path, capsys):
+    data, answers, store = tmp_path / "data.jsonl", tmp_path / "answers.jsonl", tmp_path / "features"
+    rows = [{"messages": [{"role": "user", "content": f"How much is {n} + 1?"}], "id": n} for n in range(5)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pair = ["--target", str(PAIR / "target"), "--dtype", "float32", "--batch-size", "2"]
+
+    arguments = [*pair, "--data", str(data), "--output", str(answers), "--num-samples", "4", "--max-new-tokens", "12"]
+    assert main(["regenerate", *arguments]) == 0
+    assert f"Saved 4 conversations with 4 answers of 12 tokens in {answers} (4 end" in capsys.readouterr().out
+    written = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert [(row["id"], len(row["messages"])) for row in written] == [(n, 2) for n in range(4)]
+
+    arguments = [*pair, "--data", str(answers), "--output", str(store), "--max-length", "64"]
+    assert main(["features", *arguments]) == 0
+    stored = FeatureDataset(store, verify=True)
+    assert f"Saved 4 rows, {sum(stored.lengths)} tokens, " in capsys.readouterr().out
+    assert stored[0]["hidden_states"].shape == (stored.lengths[0], 192)
+    assert main(["features", *arguments, "--packing"]) == 1
+    assert "holds features written with other arguments: packed False (now True)" in capsys.readouterr().err
 
 
 def test_user_errors_are_one_message(tmp_path, capsys):
@@ -62,6 +86,8 @@ def test_help_and_version(capsys):
     for arguments, message in (
         (["--help"], "convert a published Jakiro"),
         (["convert", "--help"], "--dtype D"),
+        (["features", "--help"], "--shard-size S"),
+        (["regenerate", "--help"], "--max-new-tokens N"),
         (["--version"], f"jakiro {version('transformers-jakiro')}\n"),
     ):
         with pytest.raises(SystemExit) as stop:
