@@ -29,6 +29,7 @@ from transformers_jakiro.data import (
     prepare_dataset,
     tokenize_conversation,
 )
+from transformers_jakiro.losses import contrastive_parallel_loss
 from transformers_jakiro.objective import DraftingObjective
 from transformers_jakiro.target import Target
 
@@ -352,6 +353,13 @@ def test_stored_features_are_packed_with_their_samples():
     assert packed["hidden_states"][:, 0].tolist() == [2.0, 2.0, 3.0, 3.0, 3.0]
 
 
+def test_datasets_that_know_their_lengths_are_not_read():
+    class Sized(TorchDataset):
+        lengths = [2, 3, 3]
+
+    assert PackedDataset(Sized([None] * 3), max_length=6).groups == [[0], [1, 2]]
+
+
 @pytest.fixture(params=["eager", "sdpa"])
 def samples_and_models(request):
     """Samples as one batch each of padded and of packed rows, and where in the latter the tokens of the former are."""
@@ -566,3 +574,10 @@ def test_collator_pads_features_with_zeros():
 def test_collator_refuses_other_rows(rows):
     with pytest.raises(ValueError, match=r"must hold `input_ids` and `loss_mask`, and all of them or none"):
         JakiroDataCollator(pad_token_id=0)(rows)
+
+
+def test_empty_mask_is_an_error():
+    batch = JakiroDataCollator(pad_token_id=0)([{"input_ids": [5, 6, 7, 8], "loss_mask": [0, 0, 0, 1]}])
+    features = torch.zeros(1, 4, 8)
+    with pytest.raises(ValueError, match=r"selects no position"):
+        contrastive_parallel_loss(features, None, features, batch["loss_mask"], lambda x: x)

@@ -282,12 +282,15 @@ def pack_rows(rows: Sequence[Row]) -> Row:
 class PackedDataset(Dataset):
     """
     Rows of at most `max_length` tokens, each made of whole samples of another map-style dataset of rows when it is
-    asked for. Which samples share a row is decided once, by [`best_fit_decreasing`].
+    asked for. Which samples share a row is decided once, by [`best_fit_decreasing`], from the samples' `lengths` if the
+    dataset has them, else by reading it through.
     """
 
     def __init__(self, rows: Any, max_length: int):
         self.rows = rows
-        lengths = [len(rows[i]["input_ids"]) for i in range(len(rows))]
+        lengths = getattr(rows, "lengths", None)
+        if lengths is None:
+            lengths = [len(rows[i]["input_ids"]) for i in range(len(rows))]
         self.groups = best_fit_decreasing(lengths, max_length)
 
     def __len__(self) -> int:
