@@ -282,8 +282,8 @@ def pack_rows(rows: Sequence[Row]) -> Row:
 class PackedDataset(Dataset):
     """
     Rows of at most `max_length` tokens, each made of whole samples of another map-style dataset of rows when it is
-    asked for. Which samples share a row is decided once, by [`best_fit_decreasing`], from the samples' `lengths` if the
-    dataset has them, else by reading it through.
+    asked for. Which samples share a row is decided once, by [`best_fit_decreasing`], from the dataset's `lengths` if
+    it has them, else by reading it through.
     """
 
     def __init__(self, rows: Any, max_length: int):
