@@ -1,6 +1,9 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
+import gzip
+import json
 import random
+import sys
 import warnings
 from pathlib import Path
 
@@ -27,6 +30,7 @@ from transformers_jakiro.data import (
     check_tokenizer,
     pack_rows,
     prepare_dataset,
+    read_conversations,
     tokenize_conversation,
 )
 from transformers_jakiro.losses import contrastive_parallel_loss
@@ -581,3 +585,37 @@ def test_empty_mask_is_an_error():
     features = torch.zeros(1, 4, 8)
     with pytest.raises(ValueError, match=r"selects no position"):
         contrastive_parallel_loss(features, None, features, batch["loss_mask"], lambda x: x)
+
+
+def test_read_conversations(tmp_path):
+    rows = [{"prompt": f"ä {n}"} for n in range(4)]
+    text = "\n\n".join(json.dumps(row) for row in rows) + "\n"
+    (tmp_path / "a.jsonl").write_text(text)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    for name in ("a.jsonl", "a.jsonl.gz"):
+        assert read_conversations(tmp_path / name) == rows
+        assert read_conversations(str(tmp_path / name), limit=2) == rows[:2]
+
+
+def test_read_conversations_with_datasets(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = [{"prompt": f"{n}"} for n in range(4)]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
+    assert list(read_conversations(tmp_path / "a.parquet")) == rows
+    assert list(read_conversations(tmp_path / "a.parquet", limit=3)) == rows[:3]
+    assert list(read_conversations(tmp_path, limit=9)) == rows
+
+
+def test_read_conversations_errors(tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n\n{"text": \n')
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 3: .*must be one JSON object"):
+        read_conversations(tmp_path / "a.jsonl")
+    (tmp_path / "a.jsonl").write_text("[1]\n")
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 1: got list"):
+        read_conversations(tmp_path / "a.jsonl")
+    for missing in ("none.jsonl", "none.jsonl.gz", str(tmp_path / "none")):
+        with pytest.raises(FileNotFoundError, match=r"none.* does not exist"):
+            read_conversations(missing)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(OSError, match=r"org/data takes the `datasets` package"):
+        read_conversations("org/data")

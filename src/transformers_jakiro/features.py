@@ -22,7 +22,6 @@ import shutil
 import sys
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from json import JSONDecodeError, loads
 from pathlib import Path
@@ -88,9 +87,9 @@ def write_features(
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
 
-    data = _scan(rows, target.config.vocab_size)
+    lengths, packed, data_sha256 = _scan(rows, target.config.vocab_size)
     width = target.config.hidden_size * len(layers)
-    bytes_per_token = width * dtype.itemsize + (9 if data.packed else 5)
+    bytes_per_token = width * dtype.itemsize + sum(column.itemsize for column in _columns(packed).values())
     header = {
         "format": FORMAT,
         "version": VERSION,
@@ -103,22 +102,21 @@ def write_features(
         },
         "layers": list(layers),
         "dtype": _name(dtype),
-        "packed": data.packed,
-        "num_rows": len(data.lengths),
-        "num_tokens": sum(data.lengths),
-        "data_sha256": data.sha256,
+        "packed": packed,
+        "num_rows": len(lengths),
+        "num_tokens": sum(lengths),
+        "data_sha256": data_sha256,
         "batch_size": batch_size,
         "shard_size": convert_file_size_to_int(shard_size),
     }
     # shards end where batches end, so that the batches, and with them the last bits, do not depend on an interruption
-    batches = [data.lengths[first : first + batch_size] for first in range(0, len(rows), batch_size)]
-    plan = _split(batches, header["shard_size"] // bytes_per_token)  # rows of each shard
+    batches = [range(first, min(first + batch_size, len(rows))) for first in range(0, len(rows), batch_size)]
+    plan = _split(batches, lengths, header["shard_size"] // bytes_per_token)
 
     shards = _resume(output_dir, header)
-    first_row = sum(shard["rows"] for shard in shards)
     if shards:
-        FeatureDataset._open(output_dir, complete=False).check_target(target)
-    tokens_left = sum(data.lengths[first_row:])
+        FeatureDataset(output_dir, allow_unfinished=True).check_target(target)
+    tokens_left = header["num_tokens"] - sum(shard["tokens"] for shard in shards)
     _check_disk(output_dir, tokens_left, tokens_left * bytes_per_token, progress and tokens_left > 0)
 
     with tqdm(
@@ -129,44 +127,22 @@ def write_features(
         unit_scale=True,
         disable=not progress,
     ) as bar:
-        for number, num_rows in enumerate(plan[len(shards) :], start=len(shards) + 1):
-            shard_rows = range(first_row, first_row + num_rows)
-            lengths = data.lengths[shard_rows.start : shard_rows.stop]
-            hidden_states = torch.empty(sum(lengths), width, dtype=dtype)
-            columns: dict[str, list[int]] = {name: [] for name in data.columns}
-            end = 0
-            for first in range(shard_rows.start, shard_rows.stop, batch_size):
-                batch = [rows[index] for index in range(first, min(first + batch_size, shard_rows.stop))]
-                start = end
-                for row, features in zip(batch, _features(target, batch, layers), strict=True):
-                    for name, values in columns.items():
-                        values.extend(row[name])
-                    hidden_states[end : end + len(features)] = features
-                    end += len(features)
-                if not hidden_states[start:end].isfinite().all():
-                    raise ValueError(
-                        f"The features of the rows from {first} on are not finite in {_name(dtype)}. Store them in a "
-                        "dtype with more range: bfloat16 or float32."
-                    )
-                bar.update(end - start)
-            tensors = {name: torch.tensor(values, dtype=data.columns[name]) for name, values in columns.items()}
-            tensors["hidden_states"] = hidden_states
-            tensors["offsets"] = torch.tensor([0, *accumulate(lengths)])
+        for number, shard_batches in enumerate(plan[len(shards) :], start=len(shards) + 1):
+            tensors = _compute_shard(target, rows, shard_batches, lengths, layers, dtype, bar)
             path = output_dir / f"features-{number:05d}-of-{len(plan):05d}.safetensors"
             temporary = path.with_name(path.name + ".tmp")
             save_file(tensors, temporary)
             shards.append(
                 {
                     "file": path.name,
-                    "rows": num_rows,
-                    "tokens": end,
+                    "rows": len(tensors["offsets"]) - 1,
+                    "tokens": len(tensors["input_ids"]),
                     "bytes": temporary.stat().st_size,
                     "sha256": _sha256(temporary),
                 }
             )
             temporary.replace(path)
             write_json(output_dir / INDEX, {**header, "shards": shards})
-            first_row = shard_rows.stop
     return FeatureDataset(output_dir)
 
 
@@ -180,6 +156,7 @@ class FeatureDataset(Dataset):
     Args:
         path (`str` or `Path`): the folder that [`write_features`] wrote.
         verify (`bool`): compare every shard with its checksum; reads everything once.
+        allow_unfinished (`bool`): take the rows that there are, if writing was interrupted.
 
     Raises:
         FileNotFoundError: if the index or a shard is missing.
@@ -187,8 +164,16 @@ class FeatureDataset(Dataset):
             written.
     """
 
-    def __init__(self, path: str | Path, verify: bool = False):
-        self._load(Path(path), complete=True)
+    def __init__(self, path: str | Path, verify: bool = False, *, allow_unfinished: bool = False):
+        self.path = Path(path)
+        self.index = _read_index(self.path)
+        self._starts = [0, *accumulate(shard["rows"] for shard in self.index["shards"])]
+        self._open_shards: dict[int, dict[str, torch.Tensor]] = {}
+        if len(self) != self.index["num_rows"] and not allow_unfinished:
+            raise ValueError(
+                f"{self.path} is unfinished: it holds {len(self)} of {self.index['num_rows']} rows. Run `jakiro "
+                "features` (or `write_features`) again with the same arguments; it goes on where it stopped."
+            )
         if verify:
             for shard in self.index["shards"]:
                 if _sha256(self.path / shard["file"]) != shard["sha256"]:
@@ -196,24 +181,6 @@ class FeatureDataset(Dataset):
                         f"{self.path / shard['file']} has changed since it was written: its checksum is not that of "
                         f"{INDEX}. {_REWRITE}"
                     )
-
-    @classmethod
-    def _open(cls, path: Path, complete: bool) -> "FeatureDataset":
-        dataset = cls.__new__(cls)
-        dataset._load(path, complete)
-        return dataset
-
-    def _load(self, path: Path, complete: bool) -> None:
-        self.path = path
-        self.index = _read_index(path)
-        written = sum(shard["rows"] for shard in self.index["shards"])
-        if complete and written != self.index["num_rows"]:
-            raise ValueError(
-                f"{path} is unfinished: it holds {written} of {self.index['num_rows']} rows. Run `jakiro features` "
-                "(or `write_features`) again with the same arguments; it goes on where it stopped."
-            )
-        self._starts = [0, *accumulate(shard["rows"] for shard in self.index["shards"])]
-        self._open_shards: dict[int, dict[str, torch.Tensor]] = {}
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -264,9 +231,9 @@ class FeatureDataset(Dataset):
         """
         row = self[0]
         (features,) = _features(target, [row], self.index["layers"])
-        expected, got = row["hidden_states"].float(), features.float().cpu()
+        expected = row["hidden_states"].float()
         # another machine's rounding stays below a few percent; other weights give other features altogether
-        if (expected - got).norm() > 0.05 * expected.norm():
+        if not (expected - features.float()).norm() <= 0.05 * expected.norm():
             raise ValueError(
                 f"The features in {self.path} are not this target's: they were written from {self._target_name}, with "
                 "other weights or another adapter. Use that target, or write the features of this one to another "
@@ -303,19 +270,6 @@ class FeatureDataset(Dataset):
         return self._open_shards[number]
 
 
-@dataclass
-class _Data:
-    """What is known of the rows before the first forward."""
-
-    lengths: list[int]
-    packed: bool
-    sha256: str
-
-    @property
-    def columns(self) -> dict[str, torch.dtype]:
-        return _columns(self.packed)
-
-
 _REWRITE = "Delete the folder and write the features again."
 
 
@@ -324,8 +278,8 @@ def _columns(packed: bool) -> dict[str, torch.dtype]:
     return {**columns, "position_ids": torch.int32} if packed else columns
 
 
-def _scan(rows: Sequence[Mapping[str, Any]], vocab_size: int) -> _Data:
-    """Checks every row and takes lengths and checksum."""
+def _scan(rows: Sequence[Mapping[str, Any]], vocab_size: int) -> tuple[list[int], bool, str]:
+    """Checks every row. Returns their lengths, whether they are packed, and a checksum."""
     if not hasattr(rows, "__len__"):
         raise ValueError(
             "`rows` has no length. Features are written for a dataset of known size: take a list or a map-style "
@@ -353,27 +307,64 @@ def _scan(rows: Sequence[Mapping[str, Any]], vocab_size: int) -> _Data:
         checksum.update(length.to_bytes(8, "little"))
         for name, dtype in _columns(packed).items():
             checksum.update(torch.tensor(row[name], dtype=dtype).numpy().tobytes())
-    return _Data(lengths, packed, checksum.hexdigest())
+    return lengths, packed, checksum.hexdigest()
 
 
-def _split(batches: list[list[int]], max_tokens: int) -> list[int]:
-    """Groups consecutive batches to shards of at most `max_tokens` tokens (or one batch); the rows of each shard."""
-    shards, tokens = [], 0
+def _split(batches: list[range], lengths: list[int], max_tokens: int) -> list[list[range]]:
+    """Groups consecutive batches to shards of at most `max_tokens` tokens, or of one batch."""
+    shards: list[list[range]] = []
+    tokens = 0
     for batch in batches:
-        if not shards or tokens + sum(batch) > max_tokens:
-            shards.append(0)
+        batch_tokens = sum(lengths[batch.start : batch.stop])
+        if not shards or tokens + batch_tokens > max_tokens:
+            shards.append([])
             tokens = 0
-        shards[-1] += len(batch)
-        tokens += sum(batch)
+        shards[-1].append(batch)
+        tokens += batch_tokens
     return shards
 
 
+def _compute_shard(
+    target: Target,
+    rows: Sequence[Mapping[str, Any]],
+    batches: list[range],
+    lengths: list[int],
+    layers: Sequence[int],
+    dtype: torch.dtype,
+    bar: tqdm,
+) -> dict[str, torch.Tensor]:
+    """The tensors of a shard that holds these batches of rows."""
+    lengths = lengths[batches[0].start : batches[-1].stop]
+    hidden_states = torch.empty(sum(lengths), target.config.hidden_size * len(layers), dtype=dtype)
+    columns: dict[str, list[int]] = {}
+    end = 0
+    for indices in batches:
+        batch, start = [rows[index] for index in indices], end
+        for row, features in zip(batch, _features(target, batch, layers), strict=True):
+            for name in _columns("position_ids" in row):
+                columns.setdefault(name, []).extend(row[name])
+            hidden_states[end : end + len(features)] = features
+            end += len(features)
+        if not hidden_states[start:end].isfinite().all():
+            raise ValueError(
+                f"The features of the rows {indices.start} to {indices.stop - 1} are not finite in {_name(dtype)}. "
+                "Store them in a dtype with more range: bfloat16 or float32."
+            )
+        bar.update(end - start)
+    dtypes = _columns("position_ids" in columns)
+    return {
+        **{name: torch.tensor(values, dtype=dtypes[name]) for name, values in columns.items()},
+        "hidden_states": hidden_states,
+        "offsets": torch.tensor([0, *accumulate(lengths)]),
+    }
+
+
 def _features(target: Target, batch: Sequence[Mapping[str, Any]], layers: Sequence[int]) -> list[torch.Tensor]:
-    """The features of each row, `[T, F]`, from one forward."""
+    """The features of each row, `[T, F]` on the CPU, from one forward."""
     rows = [{name: row[name] for name in _columns("position_ids" in row)} for row in batch]
     inputs = JakiroDataCollator(pad_token_id=0)(rows)  # any id will do: nothing sees the padding
     inputs = {name: value.to(target.model.device) for name, value in inputs.items() if name != "loss_mask"}
-    features = target.features(**inputs, **({} if tuple(layers) == (-1,) else {"layers": layers}))
+    features = target.features(**inputs, **({} if tuple(layers) == (-1,) else {"layers": layers})).cpu()
     return [feature[: len(row["input_ids"])] for row, feature in zip(batch, features, strict=True)]
 
 
