@@ -9,9 +9,12 @@ so `jakiro --help` is instant.
 """
 
 import argparse
+import ast
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
@@ -168,7 +171,50 @@ def _arguments(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(args).items() if name not in ("run", "debug")}
 
 
-COMMANDS = (add_demo, add_bench, add_regenerate, add_features, add_convert)
+def add_train(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`jakiro train [CONFIG.yaml] --target T --data D`; what follows `train` is parsed by the training itself"""
+    parser = subparsers.add_parser("train", help="train a drafter for a target")
+
+    def run(args: argparse.Namespace) -> None:
+        if {"-h", "--help"} & set(args.rest):
+            print(_train_help(parser.prog))
+            return
+        from transformers_jakiro.train import main
+
+        main(args.rest, prog=parser.prog)
+
+    parser.set_defaults(run=run)
+
+
+def _train_help(prog: str) -> str:
+    """The help of our own training arguments, read from their dataclasses' source: importing them takes seconds."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        usage="%(prog)s [CONFIG.yaml] --target T --data D [options]",
+        description="Train a drafter for a target. The options may stand in a YAML or JSON file; those of the command "
+        "line override it. All of transformers' TrainingArguments are accepted, too, such as --output_dir, "
+        "--learning_rate or --max_steps: --help-all lists them.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--help-all", action="store_true", help="list transformers' arguments, too, and exit")
+    package = Path(find_spec("transformers_jakiro").submodule_search_locations[0])
+    for file, name in (("train.py", "ScriptArguments"), ("trainer.py", "JakiroTrainingArguments")):
+        group = parser.add_argument_group(name)
+        module = ast.parse((package / file).read_text(encoding="utf-8"))
+        (definition,) = (node for node in module.body if isinstance(node, ast.ClassDef) and node.name == name)
+        for node in definition.body:
+            if isinstance(node, ast.AnnAssign):
+                options = {option.arg: option.value for option in node.value.keywords}  # of `field(...)`
+                default = options.get("default") or getattr(options.get("default_factory"), "body", None)
+                text = ast.literal_eval(options["metadata"])["help"]
+                if default is not None and ast.unparse(default) != "None":
+                    text += f" ({ast.unparse(default)})"
+                metavar = ast.unparse(node.annotation).removesuffix(" | None")
+                group.add_argument(f"--{node.target.id}", metavar=metavar, help=text.replace("%", "%%"))
+    return parser.format_help()
+
+
+COMMANDS = (add_train, add_demo, add_bench, add_regenerate, add_features, add_convert)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -194,7 +240,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         subparser.add_argument(
             "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
         )
-    args = parser.parse_args(argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    command = next((index for index, argument in enumerate(argv) if not argument.startswith("-")), None)
+    if command is not None and argv[command] == "train":
+        args = parser.parse_args(argv[: command + 1])
+        args.rest = argv[command + 1 :]
+    else:
+        args = parser.parse_args(argv)
     try:
         args.run(args)
     except (ValueError, OSError) as error:

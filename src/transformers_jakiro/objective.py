@@ -26,22 +26,9 @@ class DraftingObjective:
     feature_noise: float = 0.2
 
     @staticmethod
-    def counted_positions(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """
-        The positions that count, `[B, T]` bool: those of `loss_mask`, but never the last one of a sample, as the
-        feature that it predicts is padding's or another sample's.
-        """
-        counted = batch["loss_mask"] != 0
-        counted[:, -1] = False
-        if "position_ids" in batch:
-            counted[:, :-1] &= batch["position_ids"][:, 1:] != 0
-        else:
-            counted[:, :-1] &= batch["attention_mask"][:, 1:].bool()
-        return counted
-
-    def num_items(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    def num_items(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """How many positions of a batch count: what its loss is a mean over (a scalar)."""
-        return self.counted_positions(batch).sum()
+        return (batch["loss_mask"][:, :-1] != 0).sum()
 
     def __call__(
         self,
@@ -80,19 +67,19 @@ class DraftingObjective:
             position_ids=None if position_ids is None else position_ids[:, :-1],
             output_contrastive_hidden_state=module.config.head_mode == "contrastive",
         )
-        counted = self.counted_positions(batch)
         loss, terms = contrastive_parallel_loss(
             drafted.last_hidden_state,
             drafted.contrastive_hidden_state,
             features,
-            counted,
+            batch["loss_mask"],
             target.head,
             regression_weight=self.regression_weight,
             classification_weight=self.classification_weight,
             contrastive_weight=self.contrastive_weight,
         )
-        num_items = counted.sum()
-        num_contrastive_items = counted[:, 1:].sum()  # a position without a predecessor has no contrastive prediction
+        num_items = self.num_items(batch)
+        # a position without a predecessor has no contrastive prediction
+        num_contrastive_items = (batch["loss_mask"][:, 1:-1] != 0).sum()
         metrics = {}
         for name, term in terms.items():
             count = num_contrastive_items if name.startswith("contrastive_") else num_items
