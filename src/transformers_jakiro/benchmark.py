@@ -10,7 +10,6 @@ Definitions, used everywhere:
   features included).
 """
 
-import json
 import platform
 import statistics
 import time
@@ -32,6 +31,7 @@ from transformers import (
     set_seed,
 )
 
+from .data import read_conversations
 from .files import write_json
 from .generation import JakiroGenerateOutput
 from .tree import DraftTree
@@ -188,15 +188,13 @@ class Benchmark:
 
 def read_prompts(path: Path, limit: int | None = None) -> list[tuple[str, str, str]]:
     """(task, id, first turn) of each line of a JSONL file with `id`, `task`, `turns` (or `prompt`)."""
-    rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    rows = rows[:limit]
     return [
         (
             row.get("task", Path(path).stem),
             str(row.get("id", index)),
             row["turns"][0] if "turns" in row else row["prompt"],
         )
-        for index, row in enumerate(rows)
+        for index, row in enumerate(read_conversations(path, limit=limit))
     ]
 
 
