@@ -2,7 +2,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
-OLDEST ?= torch==2.6.0 transformers==5.15.0 accelerate==1.10.0 peft==0.18.0 rich==13.8.0 jinja2==3.1.0
+OLDEST ?= torch==2.6.0 transformers==5.15.0 accelerate==1.10.0 peft==0.20.0 rich==13.8.0 jinja2==3.1.0
 
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed

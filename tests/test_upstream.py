@@ -13,6 +13,7 @@ from transformers.generation import CandidateGenerator
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.utils import GENERATION_MODES_MAPPING
+from transformers.integrations.peft import maybe_load_adapters
 
 from transformers_jakiro import _compat
 
@@ -51,6 +52,16 @@ def test_further_parameters(name, parameters):
 
 def test_signature_check_agrees():
     _compat.check_signatures()
+
+
+def test_finding_adapters():
+    parameters = inspect.signature(maybe_load_adapters).parameters
+    assert list(parameters) == ["pretrained_model_name_or_path", "download_kwargs", "adapter_kwargs"]
+    adapter_kwargs = {"_adapter_model_path": "adapter", "revision": "a"}  # as the Auto classes give it
+    options = {"adapter_kwargs": adapter_kwargs, "cache_dir": "cache", "token": None, "dtype": "auto"}
+    found = _compat.find_adapter("base", options)
+    assert found == ("base", "adapter", {"cache_dir": "cache", "revision": "a"})
+    assert "_adapter_model_path" in adapter_kwargs
 
 
 def test_assisted_generation_is_looked_up_by_name():

@@ -2,8 +2,8 @@
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """
 The only file that touches what transformers does not promise to keep: private methods of `GenerationMixin`, private
-attributes of `GenerationConfig`, and the insides of its cache layers. Checked against transformers 5.15 and 5.23; a
-test pins the signatures.
+attributes of `GenerationConfig`, how `from_pretrained` finds adapters, and the insides of its cache layers. Checked
+against transformers 5.15 and 5.23; a test pins the signatures.
 """
 
 import copy
@@ -22,6 +22,7 @@ from transformers.cache_utils import (
     StaticLayer,
 )
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
+from transformers.integrations.peft import maybe_load_adapters
 
 # -- the generate hook -----------------------------------------------------------------------------------------------
 
@@ -211,6 +212,26 @@ def host_criteria(criteria: StoppingCriteriaList) -> tuple[int | None, frozenset
 def is_stateful(model: PreTrainedModel) -> bool:
     """Whether the model carries a recurrent state that cannot be rolled back."""
     return bool(getattr(model, "_is_stateful", False))
+
+
+# -- adapters --------------------------------------------------------------------------------------------------------
+
+_DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
+
+
+def find_adapter(path: Any, kwargs: dict[str, Any]) -> tuple[Any, str | None, dict[str, Any]]:
+    """
+    Whether what `from_pretrained(path, **kwargs)` is given is a PEFT adapter; the Auto classes look before and pass
+    the path of its drafter.
+
+    Returns:
+        The path of the model, the path of the adapter or None, and the options for downloading the adapter.
+    """
+    download_options = {name: kwargs[name] for name in _DOWNLOAD_OPTIONS if kwargs.get(name) is not None}
+    adapter_options = dict(kwargs.get("adapter_kwargs") or {})
+    adapter, base, _ = maybe_load_adapters(path, dict(download_options), **adapter_options)
+    adapter_options.pop("_adapter_model_path", None)
+    return base, adapter, {**download_options, **adapter_options}
 
 
 # -- caches ----------------------------------------------------------------------------------------------------------

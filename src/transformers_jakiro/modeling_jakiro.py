@@ -27,6 +27,7 @@ from transformers.models.llama.modeling_llama import (
 )
 from transformers.utils import ModelOutput
 
+from . import _compat
 from .configuration_jakiro import JakiroDraftConfig
 
 
@@ -271,6 +272,16 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
 
     Args:
         config ([`JakiroDraftConfig`]): shape of the drafter, its target and its trees.
+
+    A LoRA adapter (PEFT) adapts a drafter to a domain. The layers to adapt are `["fc", "qkv_proj", "o_proj",
+    "gate_up_proj", "down_proj"]` (`"up_proj"` for experts without gates), or `"all-linear"`, which includes the gate
+    that mixes the experts:
+
+    ```python
+    >>> draft = get_peft_model(draft, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"))
+    >>> draft.save_pretrained("adapter")  # after training, see `JakiroTrainer`
+    >>> draft = JakiroDraftModel.from_pretrained("adapter")
+    ```
     """
 
     def __init__(self, config: JakiroDraftConfig):
@@ -371,11 +382,31 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None, *model_args: Any, **kwargs: Any):
         """
         As [`~transformers.PreTrainedModel.from_pretrained`], but strict: a checkpoint that lacks a weight, holds one
-        that does not belong there, or holds NaN is an error, never a drafter that silently drafts nonsense.
+        that does not belong there, or holds NaN is an error, never a drafter that silently drafts nonsense. The folder
+        of a PEFT adapter gives the drafter that it was trained on, with the adapter; both must be complete.
 
         Raises:
             ValueError: naming the missing, unexpected or non-finite weights.
         """
+        base, adapter, adapter_options = _compat.find_adapter(pretrained_model_name_or_path, kwargs)
+        if adapter is not None:
+            if adapter == base:
+                raise ValueError(
+                    f"{adapter} holds a whole drafter and an adapter. Move the adapter's two files to a folder of "
+                    "their own and load that, or the drafter without them."
+                )
+            if not base:
+                raise ValueError(
+                    f"The adapter in {adapter} does not tell its drafter (`base_model_name_or_path` is empty, as it "
+                    "was trained on one that had not been saved). Load that drafter, then "
+                    "`draft.load_adapter(...)`."
+                )
+            adapter_name = kwargs.pop("adapter_name", None)
+            kwargs.pop("adapter_kwargs", None)
+            loaded = cls.from_pretrained(base, *model_args, **kwargs)
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            model.load_adapter(adapter, adapter_name, adapter_kwargs=adapter_options)
+            return loaded
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
@@ -389,6 +420,30 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
             )
         model.check_finite()
         return (model, info) if wants_info else model
+
+    def load_adapter(self, peft_model_id: str | Path | None = None, adapter_name: str | None = None, **kwargs: Any):
+        """
+        As `load_adapter` of [`~transformers.PreTrainedModel`], but strict as [`~JakiroDraftModel.from_pretrained`] is,
+        and by default in the drafter's dtype.
+
+        Raises:
+            ValueError: naming the missing, unexpected or non-finite weights. The adapter is not loaded then.
+        """
+        adapter_name = adapter_name or "default"
+        info = super().load_adapter(peft_model_id, adapter_name, **{"dtype": self.dtype, **kwargs})
+        missing, unexpected = sorted(info.missing_keys), sorted(info.unexpected_keys)
+        try:
+            if missing or unexpected:
+                raise ValueError(
+                    f"{peft_model_id or 'the state dict'} does not hold an adapter of this {type(self).__name__}: "
+                    f"missing {missing or 'none'}, unexpected {unexpected or 'none'}. Load the drafter that the "
+                    "adapter was trained on first."
+                )
+            self.check_finite()
+        except ValueError:
+            self.delete_adapter(adapter_name)
+            raise
+        return info
 
     def check_finite(self):
         """Raises `ValueError` naming the weights that hold NaN or infinity (those on the meta device are skipped)."""
