@@ -40,9 +40,9 @@ def upcycle(source: JakiroDraftModel, config: JakiroDraftConfig, seed: int = 0) 
       width. Where it is less, the least important units are left out.
     - **M → kM experts** (1 → 2k goes by way of 2). The new drafter has k copies of all M experts; a random direction
       per copy (orthogonal to the mean direction, as far as that is known) is added to its routing rows, so that a
-      token goes to the two best experts of one copy. *Exact* from a dense source, with widths as above. From M ≥ 2, exact for the tokens
-      (most of them) whose direction says more than the difference of their two experts' logits; the others get one
-      expert twice.
+      token goes to the two best experts of one copy. *Exact* from a dense source, with widths as above. From M ≥ 2,
+      exact for the tokens (most of them) whose direction says more than the difference of their two experts' logits;
+      the others get one expert twice.
     - **M → M experts.** A copy, with another `head_mode` or width. Exact unless experts become narrower.
 
     A unit's importance is the product of the norms of the rows it reads with, scaled by the norm before them, and of
@@ -50,9 +50,9 @@ def upcycle(source: JakiroDraftModel, config: JakiroDraftConfig, seed: int = 0) 
 
     The contrastive rows `b_1, b_2` are the source's, if it has them: exact for M = N. Otherwise they point along the
     bias of the fusion layer, the one direction known to be common to the experts' inputs, so that the first of the two
-    experts is the positive one for nearly all tokens and remains it in the first steps; without that bias they are zero,
-    and the first is the positive one until they move. (With N > 2, first means the larger routing logit, as always.)
-    What the contrastive branch predicts has to be learned in any case.
+    experts is the positive one for nearly all tokens and remains it in the first steps; without that bias they are
+    zero, and the first is the positive one until they move. (With N > 2, first means the larger routing logit, as
+    always.) What the contrastive branch predicts has to be learned in any case.
 
     No two experts are equal and none has a vanishing gradient. Fresh units read with random rows; only their down
     projection has a gradient in the first step.
