@@ -38,7 +38,8 @@ from .target import Target
 class JakiroTrainingArguments(TrainingArguments):
     """
     [`~transformers.TrainingArguments`] and what training a drafter needs besides. Defaults that differ from the
-    parent's: `remove_unused_columns=False` (the batches hold more than the drafter's forward takes).
+    parent's: `remove_unused_columns=False` (the batches hold more than the drafter's forward takes) and
+    `ddp_find_unused_parameters=False` (a drafter uses all of its own).
 
     > Parameters of the target and the data
 
@@ -58,6 +59,10 @@ class JakiroTrainingArguments(TrainingArguments):
         regression_weight (`float`, defaults to 1.0), classification_weight (`float`, defaults to 0.1),
         contrastive_weight (`float`, defaults to 0.5), feature_noise (`float`, defaults to 0.2):
             The published values.
+        load_balancing_weight (`float`, defaults to 0.01):
+            Weight of the load-balancing loss of drafters with more than two experts.
+        unroll_steps (`int`, defaults to 1):
+            Steps that the drafter is unrolled for in training, from the second on with its own features, as it drafts.
 
     > Parameters of the optimization and the evaluation
 
@@ -75,6 +80,9 @@ class JakiroTrainingArguments(TrainingArguments):
     """
 
     remove_unused_columns: bool = field(default=False, metadata={"help": "Batches are built by the collator."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "A drafter uses all of its parameters: nothing to find."}
+    )
     target_model_init_kwargs: dict | str | None = field(
         default=None,
         metadata={"help": "Arguments of `from_pretrained` for a target given by its name, as JSON."},
@@ -93,6 +101,12 @@ class JakiroTrainingArguments(TrainingArguments):
     classification_weight: float = field(default=0.1, metadata={"help": "Weight of the cross-entropy of the logits."})
     contrastive_weight: float = field(
         default=0.5, metadata={"help": "Weight of the contrastive branch, relative to the autoregressive one."}
+    )
+    load_balancing_weight: float = field(
+        default=0.01, metadata={"help": "Weight of the load-balancing loss, with more than two experts."}
+    )
+    unroll_steps: int = field(
+        default=1, metadata={"help": "Steps to unroll the drafter for, from the second on with its own features."}
     )
     feature_noise: float = field(
         default=0.2,
@@ -116,7 +130,7 @@ class JakiroTrainingArguments(TrainingArguments):
             self.target_model_init_kwargs = json.loads(self.target_model_init_kwargs)
         for name, least in (
             *(("max_grad_value", 0), ("eval_generate_prompts", 0), ("feature_noise", 0)),
-            *(("eval_generate_tokens", 1), ("max_length", 1)),
+            *(("eval_generate_tokens", 1), ("max_length", 1), ("unroll_steps", 1)),
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
