@@ -413,9 +413,6 @@ def test_packed_features_are_those_of_separate_samples(samples_and_models):
     torch.testing.assert_close(joined[rows, columns], alone[is_pair], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the contrastive branch has no predecessor at the first token of a sample inside a packed row"
-)
 @torch.no_grad()
 def test_packed_losses_are_those_of_separate_samples(samples_and_models):
     separate, packed, index, target, drafter = samples_and_models
@@ -584,7 +581,7 @@ def test_empty_mask_is_an_error():
     batch = JakiroDataCollator(pad_token_id=0)([{"input_ids": [5, 6, 7, 8], "loss_mask": [0, 0, 0, 1]}])
     features = torch.zeros(1, 4, 8)
     with pytest.raises(ValueError, match=r"selects no position"):
-        contrastive_parallel_loss(features, None, features, batch["loss_mask"], lambda x: x)
+        contrastive_parallel_loss([features], [None], features, batch["loss_mask"], lambda x: x)
 
 
 def test_read_conversations(tmp_path):

@@ -4,7 +4,8 @@ import pytest
 import torch
 from targets import make_drafter, make_target
 
-from transformers_jakiro.losses import expert_load, expert_overlap, load_balancing_loss
+from transformers_jakiro.losses import load_balancing_loss
+from transformers_jakiro.metrics import expert_load, expert_overlap
 from transformers_jakiro.objective import DraftingObjective
 from transformers_jakiro.target import Target
 

@@ -139,13 +139,14 @@ def test_training_step(golden, pair, name):
         (output.contrastive_hidden_state, "pred_contrastive"),
     ):
         torch.testing.assert_close(got[:, :-1], step[key][:, :-1], atol=1e-5, rtol=1e-5)
-    loss, terms = contrastive_parallel_loss(
-        output.last_hidden_state,
-        output.contrastive_hidden_state,
+    loss, metrics = contrastive_parallel_loss(
+        [output.last_hidden_state],
+        [output.contrastive_hidden_state],
         hidden_states,
         step["loss_mask"],
         target.get_output_embeddings(),
     )
+    terms = {name: total / count for name, (total, count) in metrics.items()}
     for got, key in (
         (loss, "loss"),
         (terms["regression"], "v1"),

@@ -3,10 +3,11 @@
 """
 Loss of contrastive parallel decoding (arXiv 2502.06282, section 3.3): pure functions on tensors.
 
-Symbols in shape comments: B batch, T positions, H hidden size, V vocabulary, R rows that count.
+Symbols in shape comments: B batch, T positions, H hidden size, V vocabulary, R rows that count,
+M branches and steps that predict a row, C rows of a chunk.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.nn import functional as F
@@ -14,71 +15,137 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 
 
 def contrastive_parallel_loss(
-    autoregressive_features: torch.Tensor,
-    contrastive_features: torch.Tensor | None,
+    autoregressive_features: Sequence[torch.Tensor],
+    contrastive_features: Sequence[torch.Tensor | None],
     target_hidden_states: torch.Tensor,
     loss_mask: torch.Tensor,
     head: Callable[[torch.Tensor], torch.Tensor],
+    position_ids: torch.LongTensor | None = None,
     regression_weight: float = 1.0,
     classification_weight: float = 0.1,
     contrastive_weight: float = 0.5,
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+) -> tuple[torch.Tensor, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
     """
     `loss = w_reg · (r₁ + w_con · r₂) + w_cls · (c₁ + w_con · c₂)`, branch 1 the autoregressive and branch 2 the
     contrastive one. Each branch is compared with the target's features, elementwise (`r`, SmoothL1 averaged over H)
     and after the head (`c`, cross-entropy of the target's distribution), averaged over the positions that count.
-    The default weights are the published ones.
+    The default weights are the published ones. With several unrolled steps (the drafter reads its own features from
+    the second on), the loss is the sum over the steps.
+
+    The logits of all positions are never held at once: rows go through the head in chunks, whose gradients are
+    computed on the way.
 
     Args:
-        autoregressive_features (`[B, T, H]` or `[B, T - 1, H]`): `g`, index t predicts the target's feature at t + 1.
-        contrastive_features (same shape, or None): `c`, index t predicts the target's feature at t + 2.
+        autoregressive_features (each `[B, T, H]` or `[B, T - 1, H]`): `g` of each step, index t predicts the target's
+            feature at t + 1. Step s starts s - 1 positions after the beginning of a sample.
+        contrastive_features (same shapes, or None for a step without): `c` of each step, index t predicts the
+            target's feature at t + 2.
         target_hidden_states (`[B, T, H]`): `f`, the frozen target's features.
         loss_mask (`[B, T]`): 1 at the positions that count (the response). Position t counts for the feature at t + 1,
-            whichever branch predicts it, so the last position never counts.
+            whichever branch predicts it, so the last position of a sample must not count.
         head: the target's logits function, `[..., H]` → `[..., V]`.
+        position_ids (`[B, T]`, *optional*): positions in each of a row's packed samples; default: one sample a row.
 
     Returns:
-        The loss (a scalar) and its terms, detached: `regression`, `classification`, and with a contrastive branch
-        `contrastive_regression`, `contrastive_classification`; also the share of rows in which a branch's most likely
-        token is the target's, `accuracy` and `contrastive_accuracy`.
+        The loss (a scalar) and metrics, each a sum over positions and their number: `regression`, `classification`,
+        and how often the target's likeliest token is among a branch's one, two, three likeliest: `accuracy`,
+        `accuracy_top2`, `accuracy_top3`. Those of the contrastive branch begin with `contrastive_`, those of later
+        steps end with `_step2` and so on.
 
     Raises:
         ValueError: if no position counts.
     """
-    mask = loss_mask[:, :-1].bool()
+    mask = loss_mask[:, :-1] != 0
     if not mask.any():
         raise ValueError(
             "`loss_mask` selects no position of this batch (the last position of a row never counts). Every batch "
             "must hold at least one response token: check the dataset's masks and the truncation length."
         )
+    length = mask.shape[1]
+    places = torch.arange(length, device=mask.device).expand_as(mask) if position_ids is None else position_ids[:, :-1]
+    places = places[mask]  # [R], of each row in its sample
+    names, features, present, weights = [], [], [], []
+    for step, feature in enumerate(autoregressive_features, start=1):
+        names.append(("", step))
+        features.append(feature[:, :length][mask])
+        present.append(places >= step - 1)
+        weights.append(1.0)
+    for step, feature in enumerate(contrastive_features, start=1):
+        if feature is not None:
+            names.append(("contrastive_", step))
+            features.append(feature[:, :length].roll(1, dims=1)[mask])  # index t predicts what t + 1 does
+            present.append(places >= step)
+            weights.append(contrastive_weight)
+    present = torch.stack(present)  # [M, R]: whether a branch predicts a row
+    counts = present.sum(dim=1)
+    row_weights = present * (torch.tensor(weights, device=mask.device) / counts.clamp(min=1))[:, None]
     target_features = target_hidden_states[:, 1:][mask]  # [R, H]
-    with torch.no_grad():
-        target_logits = head(target_features).float()  # [R, V]
-        target_probs = target_logits.softmax(dim=-1)
-        target_tokens = target_logits.argmax(dim=-1)
 
-    def compare(features, rows):  # [R', H], index of the rows among R
-        logits = head(features).float()
-        regression = F.smooth_l1_loss(features.float(), target_features[rows].float())
-        classification = F.cross_entropy(logits, target_probs[rows])
-        accuracy = (logits.detach().argmax(dim=-1) == target_tokens[rows]).float().mean()
-        return regression, classification, accuracy
-
-    regression, classification, accuracy = compare(autoregressive_features[:, : mask.shape[1]][mask], slice(None))
-    terms = {"regression": regression, "classification": classification, "accuracy": accuracy}
-    if contrastive_features is not None:
-        # the feature at t + 1 is predicted by the contrastive feature of t - 1, which the first position lacks
-        has_predecessor = mask.nonzero()[:, 1] > 0
-        regression_2, classification_2, accuracy_2 = compare(
-            contrastive_features[:, : mask.shape[1] - 1][mask[:, 1:]], has_predecessor
+    def compare(predicted, rows):  # [M, C, H]
+        expected = target_features[rows]
+        target_logits = head(expected).float()  # [C, V]
+        logits = head(predicted).float()  # [M, C, V]
+        regression = F.smooth_l1_loss(predicted.float(), expected.float().expand_as(predicted), reduction="none").mean(
+            dim=-1
         )
-        terms["contrastive_regression"] = regression_2
-        terms["contrastive_classification"] = classification_2
-        terms["contrastive_accuracy"] = accuracy_2
-        regression = regression + contrastive_weight * regression_2
-        classification = classification + contrastive_weight * classification_2
-    loss = regression_weight * regression + classification_weight * classification
-    return loss, {name: term.detach() for name, term in terms.items()}
+        target_probs = target_logits.softmax(dim=-1)
+        classification = -(target_probs * logits.log_softmax(dim=-1)).sum(dim=-1)  # [M, C]
+        with torch.no_grad():
+            token = target_logits.argmax(dim=-1).expand(logits.shape[:-1])[..., None]
+            rank = (logits > logits.gather(-1, token)).sum(dim=-1)
+            terms = (regression, classification, *(rank < k for k in (1, 2, 3)))
+            sums = torch.stack([(term * present[:, rows]).sum(dim=1) for term in terms])  # [terms, M]
+        loss = regression_weight * regression + classification_weight * classification
+        return (loss * row_weights[:, rows]).sum(), sums
+
+    loss, sums = _ChunkedLoss.apply(torch.stack(features), compare, rows_per_chunk(head, target_features, len(names)))
+    metrics = {}
+    for kind, values in zip(_TERMS, sums, strict=True):
+        for (branch, step), value, count in zip(names, values, counts, strict=True):
+            metrics[f"{branch}{kind}" + (f"_step{step}" if step > 1 else "")] = (value, count)
+    return loss, metrics
+
+
+_TERMS = ("regression", "classification", "accuracy", "accuracy_top2", "accuracy_top3")
+
+
+def rows_per_chunk(head: Callable[[torch.Tensor], torch.Tensor], features: torch.Tensor, num_branches: int) -> int:
+    """How many rows to take through the head at once: logits that a CPU's cache holds, or enough to fill a GPU."""
+    vocab_size = head(features[:1]).shape[-1]
+    budget = 2**24 if features.device.type == "cpu" else 2**29  # bytes of float32 logits
+    return max(1, budget // (4 * vocab_size * (num_branches + 1)))
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """
+    A sum over rows whose gradient is computed chunk by chunk in the forward pass: only one chunk has logits at a time.
+    `compare([M, C, H], rows)` gives a chunk's loss and statistics, which are added up.
+    """
+
+    @staticmethod
+    def forward(ctx, features, compare, chunk_size):
+        wants_gradient = ctx.needs_input_grad[0]
+        if wants_gradient:  # float16 would lose small gradients, as loss scaling is yet to come
+            dtype = torch.float32 if features.dtype == torch.float16 else features.dtype
+            gradient = torch.empty_like(features, dtype=dtype)
+        loss = statistics = 0
+        for start in range(0, features.shape[1], chunk_size):
+            rows = slice(start, start + chunk_size)
+            predicted = features[:, rows].detach()
+            with torch.set_grad_enabled(wants_gradient):
+                part, part_statistics = compare(predicted.requires_grad_(wants_gradient), rows)
+            if wants_gradient:
+                gradient[:, rows] = torch.autograd.grad(part, predicted)[0]
+            loss, statistics = loss + part.detach(), statistics + part_statistics
+        if wants_gradient:
+            ctx.save_for_backward(gradient)
+            ctx.dtype = features.dtype
+        return loss, statistics
+
+    @staticmethod
+    def backward(ctx, loss_gradient, _):
+        (gradient,) = ctx.saved_tensors
+        return (gradient * loss_gradient).to(ctx.dtype), None, None
 
 
 def load_balancing_loss(router_logits: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
@@ -98,39 +165,3 @@ def load_balancing_loss(router_logits: torch.Tensor, loss_mask: torch.Tensor) ->
     return load_balancing_loss_func(
         (router_logits.float().flatten(0, 1),), num_experts=num_experts, top_k=2, attention_mask=loss_mask
     )
-
-
-@torch.no_grad()
-def expert_load(router_logits: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
-    """
-    What each expert contributes: its mean weight in the autoregressive mixture.
-
-    Args:
-        router_logits (`[B, T, N]`): from the drafter's `output_router_logits`, N ≥ 2.
-        loss_mask (`[B, T]`): 1 at the positions that count, at least one.
-
-    Returns:
-        `[N]`, float32, sum 1.
-    """
-    rows = router_logits[loss_mask.bool()].float()
-    top_logits, chosen = rows.topk(2, dim=-1)
-    return torch.zeros_like(rows).scatter(-1, chosen, top_logits.softmax(dim=-1)).mean(dim=0)
-
-
-@torch.no_grad()
-def expert_overlap(expert_logits_a: torch.Tensor, expert_logits_b: torch.Tensor, k: int) -> torch.Tensor:
-    """
-    How alike the proposals of a position's two experts are: the share of common tokens among their k likeliest next
-    ones, 1 for the same k tokens, 0 for none in common.
-
-    Args:
-        expert_logits_a, expert_logits_b (`[R, V]`): next-token logits of the two chosen experts' features (the
-            drafter's `output_expert_hidden_states`, then the target's head) at the R ≥ 1 positions that count.
-        k (`int`): at most V.
-
-    Returns:
-        The mean over positions, a scalar, float32.
-    """
-    tokens_a, tokens_b = (logits.topk(k, dim=-1).indices for logits in (expert_logits_a, expert_logits_b))
-    common = (tokens_a[:, :, None] == tokens_b[:, None, :]).sum(dim=(1, 2))
-    return common.float().mean() / k

@@ -57,8 +57,9 @@ class JakiroTrainingArguments(TrainingArguments):
 
     Args:
         regression_weight (`float`, defaults to 1.0), classification_weight (`float`, defaults to 0.1),
-        contrastive_weight (`float`, defaults to 0.5), feature_noise (`float`, defaults to 0.2):
-            The published values.
+        contrastive_weight (`float`, defaults to 0.5), load_balancing_weight (`float`, defaults to 0.01),
+        feature_noise (`float`, defaults to 0.2), unroll_steps (`int`, defaults to 1):
+            The same options, with the same defaults.
         load_balancing_weight (`float`, defaults to 0.01):
             Weight of the load-balancing loss of drafters with more than two experts.
         unroll_steps (`int`, defaults to 1):
@@ -108,9 +109,16 @@ class JakiroTrainingArguments(TrainingArguments):
     unroll_steps: int = field(
         default=1, metadata={"help": "Steps to unroll the drafter for, from the second on with its own features."}
     )
+    load_balancing_weight: float = field(
+        default=0.01,
+        metadata={"help": "Weight of the router's load balancing, for drafters with more than two experts."},
+    )
     feature_noise: float = field(
         default=0.2,
         metadata={"help": "Width of the uniform noise on the input features for a sequence of 512 tokens; 0: none."},
+    )
+    unroll_steps: int = field(
+        default=1, metadata={"help": "Steps in which the drafter learns from its own features, as in drafting."}
     )
     max_grad_value: float = field(
         default=0.5,
