@@ -29,6 +29,7 @@ from .benchmark import tokens_per_forward
 from .configuration_jakiro import JakiroDraftConfig
 from .data import JakiroDataCollator, check_packing, check_tokenizer, prepare_dataset
 from .features import FeatureDataset
+from .metrics import drafting_metrics
 from .modeling_jakiro import JakiroDraftModel
 from .objective import DraftingObjective
 from .target import Target
@@ -57,9 +58,8 @@ class JakiroTrainingArguments(TrainingArguments):
 
     Args:
         regression_weight (`float`, defaults to 1.0), classification_weight (`float`, defaults to 0.1),
-        contrastive_weight (`float`, defaults to 0.5), load_balancing_weight (`float`, defaults to 0.01),
-        feature_noise (`float`, defaults to 0.2), unroll_steps (`int`, defaults to 1):
-            The same options, with the same defaults.
+        contrastive_weight (`float`, defaults to 0.5), feature_noise (`float`, defaults to 0.2):
+            The published values.
         load_balancing_weight (`float`, defaults to 0.01):
             Weight of the load-balancing loss of drafters with more than two experts.
         unroll_steps (`int`, defaults to 1):
@@ -109,16 +109,9 @@ class JakiroTrainingArguments(TrainingArguments):
     unroll_steps: int = field(
         default=1, metadata={"help": "Steps to unroll the drafter for, from the second on with its own features."}
     )
-    load_balancing_weight: float = field(
-        default=0.01,
-        metadata={"help": "Weight of the router's load balancing, for drafters with more than two experts."},
-    )
     feature_noise: float = field(
         default=0.2,
         metadata={"help": "Width of the uniform noise on the input features for a sequence of 512 tokens; 0: none."},
-    )
-    unroll_steps: int = field(
-        default=1, metadata={"help": "Steps in which the drafter learns from its own features, as in drafting."}
     )
     max_grad_value: float = field(
         default=0.5,
@@ -316,10 +309,17 @@ class JakiroTrainer(Trainer):
         num_rows = self._num_own_rows(inputs["input_ids"].shape[0])
         if num_rows > 0:
             inputs = {name: value[:num_rows] for name, value in inputs.items()}
+        if "hidden_states" not in inputs:  # computed once for both
+            masks = inputs.get("attention_mask"), inputs.get("position_ids")
+            inputs["hidden_states"] = self.target.features(inputs["input_ids"], *masks)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, metrics = self.objective(model, self.target, inputs)
-        num_items = self.objective.num_items(inputs)
-        metrics = {"loss": (loss * num_items, num_items), **metrics}
+            num_items = self.objective.num_items(inputs)
+            metrics = {
+                "loss": (loss * num_items, num_items),
+                **metrics,
+                **drafting_metrics(model, self.target, inputs),
+            }
         if num_rows > 0:
             self._add("eval", metrics)
             self._collect_prompts(inputs)
