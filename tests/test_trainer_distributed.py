@@ -71,7 +71,13 @@ def test_two_processes_equal_one(tmp_path):
     for entry, expected in zip(results["log_history"][:2], one.state.log_history[:2], strict=True):
         for name in ("loss", "grad_norm", "regression", "accuracy", "contrastive_classification"):
             assert entry[name] == pytest.approx(expected[name], rel=1e-5), name
-    for name in ("eval_loss", "eval_regression", "eval_accuracy", "eval_contrastive_classification"):
+    for name in (
+        "eval_loss",
+        "eval_regression",
+        "eval_accuracy_top3",
+        "eval_expected_acceptance_length",
+        "eval_expert_load_0",
+    ):
         assert results["metrics"][name] == pytest.approx(metrics[name], rel=1e-5), name
     # the processes take 2 of the first 2 + 2 rows each, in turns; one process takes the first 4
     assert results["metrics"]["eval_acceptance_length"] == metrics["eval_acceptance_length"]
