@@ -17,9 +17,9 @@ from .modeling_jakiro import JakiroDraftModel, JakiroDraftOutput
 from .objective import Batch, Metrics, read_target, unroll
 from .target import Target
 
-# The n likeliest nodes of a tree are about those whose path is likelier than this over n: replays of trees of 20 and
-# of 59 nodes, real ones and by this rule, agree to a few percent.
-_LEAST_PATH_PROBABILITY = 0.1
+# The n likeliest nodes of a tree are about those whose path is likelier than this over n. Measured: replays of real
+# trees and this rule agree within 12 %, the more confident the drafter the more the rule exceeds them.
+_LEAST_PATH_PROBABILITY = 0.15
 
 
 @torch.no_grad()
@@ -79,7 +79,8 @@ def _expected_acceptance(
     input_ids = batch["input_ids"]
     counted = batch["loss_mask"][:, :-1] != 0  # the pair at t drafts what follows token t + 1
     starts = batch["position_ids"] == 0 if "position_ids" in batch else batch["attention_mask"] == 0
-    least = math.log(_LEAST_PATH_PROBABILITY / shape.num_draft_tokens)
+    # a chain has room for every level
+    least = -math.inf if shape.top_k == 1 else math.log(_LEAST_PATH_PROBABILITY / shape.num_draft_tokens)
     path = torch.zeros(counted.shape, device=input_ids.device)  # log-probability of the drafted path
     accepted = torch.zeros_like(counted, dtype=torch.long)
     alive = counted.clone()
@@ -92,7 +93,7 @@ def _expected_acceptance(
             break
         alive[:, width:] = False
         alive[:, :width] &= ~starts[:, 1 + level :]
-        rows = alive[:, :width]
+        rows = alive[:, :width].clone()
         if not rows.any():
             break
         if contrastive:

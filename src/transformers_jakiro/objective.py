@@ -158,18 +158,16 @@ def unroll(
         positions = torch.arange(length, device=device)[None]
     else:
         positions = position_ids[:, :-1]
+    attention_mask = None  # causal, within each sample
+    if num_steps > 1:
+        samples = (positions == 0).cumsum(dim=1)
+        blocks = [(samples[:, :, None] == samples[:, None, :]).tril_()]  # [B, T - 1, T - 1], of what each step left
+        own = torch.eye(length, dtype=torch.bool, device=device).expand_as(blocks[0])
     results = []
     for step in range(1, num_steps + 1):
-        if step == 1:
-            attention_mask = None  # causal, within each sample
-        else:
-            if step == 2:
-                samples = (positions == 0).cumsum(dim=1)
-                visible = (samples[:, :, None] == samples[:, None, :]).tril_()  # [B, T - 1, T - 1]
-                own = torch.eye(length, dtype=torch.bool, device=device).expand_as(visible)
-                blocks = [visible]
-            # a position now sees what the one before it saw, and itself
+        if step > 1:  # a position now sees what the one before it saw, and itself
             blocks = [*(nn.functional.pad(block[:, :-1], (0, 0, 1, 0)) for block in blocks), own]
+        if step > 1 or (num_steps > 1 and position_ids is not None):  # with a cache, samples must be kept apart here
             hidden = ~torch.cat(blocks, dim=-1)[:, None]
             minimum = torch.finfo(embeddings.dtype).min
             attention_mask = embeddings.new_zeros(hidden.shape).masked_fill_(hidden, minimum)
