@@ -48,6 +48,38 @@ def tokens_per_forward(accept_lengths: Sequence[int]) -> float:
     return 1 + sum(accept_lengths) / len(accept_lengths) if accept_lengths else 1.0
 
 
+def sampling_options(temperature: float) -> dict[str, Any]:
+    """Arguments of `generate`: greedy at temperature 0, else samples from the whole distribution."""
+    if temperature == 0:
+        return {"do_sample": False}
+    return {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+
+
+def accept_lengths(
+    target: PreTrainedModel,
+    draft: PreTrainedModel,
+    input_ids: torch.LongTensor,
+    temperature: float,
+    max_new_tokens: int,
+) -> list[int]:
+    """
+    Answers a prompt `[1, T]` with the drafter.
+
+    Returns:
+        How many drafted tokens each target forward after the prefill accepted.
+    """
+    output = target.generate(
+        input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        assistant_model=draft,
+        max_new_tokens=max_new_tokens,
+        return_dict_in_generate=True,
+        **sampling_options(temperature),
+    )
+    assert isinstance(output, JakiroGenerateOutput)
+    return output.accept_lengths[0]
+
+
 @dataclass
 class PromptResult:
     """One prompt at one temperature. Times in seconds."""
@@ -143,10 +175,7 @@ class Benchmark:
     def run_prompt(self, task: str, prompt_id: str, prompt: str, temperature: float, seed: int = 0) -> PromptResult:
         """Plain `generate`, then with the drafter, from the same seed."""
         inputs = self.encode(prompt)
-        sampling = (
-            {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
-        )
-        kwargs = {**inputs, **sampling, "max_new_tokens": self.max_new_tokens}
+        kwargs = {**inputs, **sampling_options(temperature), "max_new_tokens": self.max_new_tokens}
         prompt_length = inputs["input_ids"].shape[1]
 
         set_seed(seed)

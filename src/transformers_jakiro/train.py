@@ -114,10 +114,10 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> JakiroTr
         OSError: if something cannot be read or written.
     """
     script_args, args = parse(sys.argv[1:] if argv is None else argv, prog)
-    train_dataset = _read(script_args.data, script_args.data_split, script_args.num_rows)
+    train_dataset = read_data(script_args.data, script_args.data_split, script_args.num_rows)
     eval_dataset = None
     if script_args.eval_data is not None:
-        eval_dataset = _read(script_args.eval_data, script_args.data_split)
+        eval_dataset = read_data(script_args.eval_data, script_args.data_split)
     elif script_args.num_eval_rows > 0:
         train_dataset, eval_dataset = _hold_out(train_dataset, script_args.num_eval_rows)
     args.target_model_init_kwargs = {"dtype": script_args.target_dtype, **(args.target_model_init_kwargs or {})}
@@ -140,7 +140,8 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> JakiroTr
     return trainer
 
 
-def _read(name: str, split: str, limit: int | None = None) -> Any:
+def read_data(name: str, split: str, limit: int | None = None) -> Any:
+    """The rows of a feature store or of anything that [`~transformers_jakiro.data.read_conversations`] reads."""
     if not (Path(name) / INDEX).is_file():
         return read_conversations(name, split, limit)
     dataset = FeatureDataset(name)

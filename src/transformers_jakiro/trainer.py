@@ -25,7 +25,7 @@ from transformers import (
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import EvalLoopOutput
 
-from .benchmark import tokens_per_forward
+from .benchmark import accept_lengths, tokens_per_forward
 from .configuration_jakiro import JakiroDraftConfig
 from .data import JakiroDataCollator, check_packing, check_tokenizer, prepare_dataset
 from .features import FeatureDataset
@@ -403,21 +403,16 @@ class JakiroTrainer(Trainer):
         draft.eval()
         metrics = {}
         for temperature in self.args.eval_generate_temperature:
-            sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-            accept_lengths: list[int] = []
             torch.manual_seed(self.args.seed)
-            for prompt in self._prompts:
-                output = self.target.model.generate(
-                    prompt[None],
-                    attention_mask=torch.ones_like(prompt[None]),
-                    assistant_model=draft,
-                    max_new_tokens=self.args.eval_generate_tokens,
-                    return_dict_in_generate=True,
-                    **(sampling if temperature > 0 else {"do_sample": False}),
+            accepted = [
+                length
+                for prompt in self._prompts
+                for length in accept_lengths(
+                    self.target.model, draft, prompt[None], temperature, self.args.eval_generate_tokens
                 )
-                accept_lengths += output.accept_lengths[0]
+            ]
             name = "acceptance_length" if temperature == 0 else f"acceptance_length_t{temperature:g}"
-            metrics[name] = tokens_per_forward(gather_object(accept_lengths))
+            metrics[name] = tokens_per_forward(gather_object(accepted))
         draft.train(was_training)
         return metrics
 
