@@ -9,9 +9,10 @@ from conftest import INNER, make_original, write_original
 from targets import HIDDEN, make_drafter, make_target
 
 from transformers_jakiro import JakiroDraftConfig, JakiroDraftModel
+from transformers_jakiro.conversion import jakiro_state_dict_to_original
+from transformers_jakiro.initialization import new_drafter, upcycle
 from transformers_jakiro.objective import DraftingObjective
 from transformers_jakiro.target import Target
-from transformers_jakiro.upcycling import upcycle
 
 
 def make_source(num_experts: int = 1, inner_size: int = 40, seed: int = 1, **overrides) -> JakiroDraftModel:
@@ -241,3 +242,55 @@ def test_errors(num_experts, changes, message):
     source = make_source(num_experts)
     with pytest.raises(ValueError, match=message):
         upcycle(source, change(source, **changes))
+
+
+@torch.no_grad()
+def test_a_new_drafter_fits_its_targets_scales():
+    target = make_target("llama")
+    with torch.no_grad():
+        target.get_input_embeddings().weight.mul_(0.05)
+    torch.manual_seed(0)
+    draft = new_drafter(target, tree_depth=3)
+    assert draft.config.tree_depth == 3
+    tokens = torch.randint(3, target.config.vocab_size, (1, 40), generator=torch.Generator().manual_seed(0))
+    for values, multiplier in (
+        (Target(target).embed(tokens), draft.config.embedding_multiplier),
+        (Target(target).features(tokens), draft.config.feature_multiplier),
+    ):
+        assert values.mul(multiplier).square().mean().sqrt() == pytest.approx(1, rel=0.2)
+    published = new_drafter(target, embedding_multiplier=1, feature_multiplier=1)
+    assert published.fc.weight.abs().max() < 0.2  # no identity
+    target.model.norm.weight.data[0] = float("nan")
+    with pytest.raises(ValueError, match=r"features have a root mean square of nan"):
+        new_drafter(target)
+
+
+@pytest.mark.parametrize("multiplier", [0.0, -1.0, float("nan"), float("inf")])
+def test_multipliers_are_positive(multiplier):
+    with pytest.raises(ValueError, match=r"`feature_multiplier` must be a positive number"):
+        JakiroDraftConfig(feature_multiplier=multiplier)
+
+
+@pytest.mark.parametrize("overrides", [{}, {"num_hidden_layers": 2}, {"num_experts": 1, "head_mode": "single"}])
+@torch.no_grad()
+def test_folded_multipliers_are_the_same_function(overrides, tmp_path):
+    target = make_target("llama")
+    torch.manual_seed(0)
+    draft = new_drafter(target, embedding_multiplier=7.0, feature_multiplier=0.3, **overrides).double()
+    inputs = {
+        "inputs_embeds": torch.randn(2, 6, target.config.hidden_size, dtype=torch.float64),
+        "hidden_states": 3 * torch.randn(2, 6, target.config.hidden_size, dtype=torch.float64),
+        "output_contrastive_hidden_state": draft.config.head_mode == "contrastive",
+    }
+    with pytest.raises(ValueError, match=r"knows no multipliers"):
+        jakiro_state_dict_to_original(draft.state_dict(), draft.config)
+    draft.save_pretrained(tmp_path / "before")
+    expected = draft(**inputs)
+    draft.fold_multipliers()
+    draft.save_pretrained(tmp_path / "after")
+    assert draft.config.embedding_multiplier == draft.config.feature_multiplier == 1
+    for folder in ("before", "after"):
+        got = JakiroDraftModel.from_pretrained(tmp_path / folder, dtype=torch.float64)(**inputs)
+        for name, value in expected.items():
+            torch.testing.assert_close(got[name], value, atol=1e-6, rtol=1e-6)  # norms are computed in float32
+    jakiro_state_dict_to_original(draft.state_dict(), draft.config)

@@ -18,6 +18,7 @@ from transformers import EarlyStoppingCallback, PreTrainedTokenizerFast, Trainer
 from transformers_jakiro import JakiroDraftConfig, JakiroDraftModel
 from transformers_jakiro.benchmark import tokens_per_forward
 from transformers_jakiro.features import write_features
+from transformers_jakiro.initialization import new_drafter
 from transformers_jakiro.objective import DraftingObjective
 from transformers_jakiro.trainer import JakiroTrainer, JakiroTrainingArguments
 
@@ -91,7 +92,7 @@ def test_models_by_name(target, tmp_path):
     assert trainer.target.model.dtype == torch.bfloat16
     assert trainer.target.config._attn_implementation == "eager"
     assert trainer.model.dtype == torch.float32
-    expected = JakiroDraftConfig.from_target(target.config, target_name_or_path=str(tmp_path / "target"))
+    expected = new_drafter(trainer.target, target_name_or_path=str(tmp_path / "target")).config
     assert trainer.model.config.to_diff_dict() == expected.to_diff_dict()
     trainer.train()
     trainer.save_model(tmp_path / "draft")

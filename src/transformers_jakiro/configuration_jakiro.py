@@ -2,6 +2,7 @@
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """Configuration of a Jakiro drafter: its own shape, the target it belongs to, and the trees it drafts."""
 
+import math
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -32,6 +33,11 @@ class JakiroDraftConfig(PreTrainedConfig):
             As in [`~transformers.LlamaConfig`].
         fusion_bias (`bool`, defaults to `True`):
             Whether the fusion layer `fc: 2 * hidden_size -> hidden_size` has a bias.
+        embedding_multiplier (`float`, defaults to 1.0), feature_multiplier (`float`, defaults to 1.0):
+            Factors on the embeddings and on the features before the fusion layer; features that come out are divided
+            by theirs again. Published drafters have none (1.0). Targets' embeddings are often twenty times smaller
+            than their features, and a drafter that reads both at the same size learns several times faster:
+            [`~transformers_jakiro.initialization.new_drafter`] measures and sets them.
         num_experts (`int`, defaults to 2):
             Experts per layer. 1 is the dense layer of EAGLE-1/2.
         num_experts_per_tok (`int`, *optional*):
@@ -90,6 +96,8 @@ class JakiroDraftConfig(PreTrainedConfig):
     attention_dropout: int | float = 0.0
     initializer_range: float = 0.02
     fusion_bias: bool = True
+    embedding_multiplier: int | float = 1.0
+    feature_multiplier: int | float = 1.0
 
     num_experts: int = 2
     num_experts_per_tok: int | None = None
@@ -134,6 +142,9 @@ class JakiroDraftConfig(PreTrainedConfig):
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        for name in ("embedding_multiplier", "feature_multiplier"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"`{name}` must be a positive number, got {getattr(self, name)}.")
         if self.num_attention_heads % self.num_key_value_heads != 0:
             raise ValueError(
                 "`num_attention_heads` must be a multiple of `num_key_value_heads`, "

@@ -166,6 +166,12 @@ def _layout(config: JakiroDraftConfig) -> Layout:
             f"gated_experts={config.gated_experts}, num_experts={config.num_experts}, head_mode='{config.head_mode}'. "
             "Save this drafter with `save_pretrained` instead."
         )
+    if (config.embedding_multiplier, config.feature_multiplier) != (1, 1):
+        raise ValueError(
+            "The original layout knows no multipliers of embeddings and features, got "
+            f"embedding_multiplier={config.embedding_multiplier}, feature_multiplier={config.feature_multiplier}. "
+            "Call `draft.fold_multipliers()` first."
+        )
     fields: dict[str, Any] = config.to_dict()
     hidden, inner = fields["hidden_size"], fields["expert_intermediate_size"]
     q_size = fields["num_attention_heads"] * fields["head_dim"]

@@ -1,7 +1,8 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """
-Drafters with experts from drafters that are trained already: the dense layer of EAGLE-1/2, or fewer experts.
+What training starts from: a new drafter that fits its target's scales, or experts from a drafter that is trained
+already: the dense layer of EAGLE-1/2, or fewer experts.
 
 Symbols in shape comments: H hidden size, M and N experts of the source and of the new drafter, W and I inner widths of
 one expert of each, R rows of a unit.
@@ -10,20 +11,71 @@ A *unit* is one inner neuron of an expert with all its weights: the rows it read
 last, the column of the down projection that it writes with. An expert is the sum of its units, in any order.
 """
 
+from typing import Any
+
 import torch
+from transformers import PreTrainedModel
 
 from .configuration_jakiro import JakiroDraftConfig
 from .modeling_jakiro import JakiroDraftModel, JakiroMixture
+from .target import Target
 
 # what a drafter's function hangs on besides its weights; the experts' number, width and heads are what changes
 _KEPT_FIELDS = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
     *("hidden_act", "gated_experts", "rms_norm_eps", "rope_parameters", "attention_bias", "fusion_bias"),
+    *("embedding_multiplier", "feature_multiplier"),
 )
+# tokens that a target's scales are measured on
+_NUM_PROBE_TOKENS = 128
+# of the usual random initialization of the fusion layer, what stays beside the identity
+_FUSION_NOISE = 0.25
 # units that both halves of a dense layer hold write with (1 ± 0.5) times its weights
 _SHARED_DIFFERENCE = 0.5
 # logits that choose between copies of the experts, relative to the largest that the source's experts can differ by
 _COPY_SCALE = 2.0
+
+
+@torch.no_grad()
+def new_drafter(target: PreTrainedModel | Target, **overrides: Any) -> JakiroDraftModel:
+    """
+    A new drafter that learns fast. Embeddings and features enter the fusion layer at the same size (root mean square
+    1), and it starts as their sum: with the published initialization the features, some twenty times larger, drown
+    the embeddings of the very tokens that the next ones follow from.
+
+    Args:
+        target ([`~transformers.PreTrainedModel`]): the target. One forward of a few tokens measures its scales.
+        overrides: fields of [`JakiroDraftConfig`]; with `embedding_multiplier=1, feature_multiplier=1` the drafter is
+            initialized as the published ones are.
+
+    Returns:
+        The drafter, in float32 on the CPU.
+
+    Raises:
+        ValueError: if the target's embeddings or features are not finite, or fields contradict each other.
+    """
+    target = target if isinstance(target, Target) else Target(target)
+    config = JakiroDraftConfig.from_target(target.model.config, **overrides)
+    if "embedding_multiplier" not in overrides or "feature_multiplier" not in overrides:
+        tokens = torch.linspace(0, config.vocab_size - 1, _NUM_PROBE_TOKENS, device=target.embeddings.weight.device)
+        tokens = tokens.long()[None]
+        for name, values in (
+            ("embedding_multiplier", target.embed(tokens)),
+            ("feature_multiplier", target.features(tokens)),
+        ):
+            size = values.float().square().mean().sqrt().item()
+            if not 0 < size < float("inf"):
+                raise ValueError(
+                    f"The target's {name.split('_')[0]}s have a root mean square of {size}: its weights are damaged, "
+                    f"or {values.dtype} is too narrow for it."
+                )
+            if name not in overrides:
+                setattr(config, name, 1 / size)
+    draft = JakiroDraftModel(config)
+    if (config.embedding_multiplier, config.feature_multiplier) != (1, 1):
+        identity = torch.eye(config.hidden_size)
+        draft.fc.weight.mul_(_FUSION_NOISE).add_(torch.cat((identity, identity), dim=1))
+    return draft
 
 
 @torch.no_grad()

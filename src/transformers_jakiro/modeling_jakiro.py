@@ -344,6 +344,10 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
         if output_expert_hidden_states and self.config.num_experts == 1:
             raise ValueError("`output_expert_hidden_states` needs at least two experts, this drafter has one.")
 
+        if self.config.embedding_multiplier != 1:
+            inputs_embeds = inputs_embeds * self.config.embedding_multiplier
+        if self.config.feature_multiplier != 1:
+            hidden_states = hidden_states * self.config.feature_multiplier
         hidden_states = self.fc(torch.cat((inputs_embeds, hidden_states), dim=-1))
         if position_ids is None:
             past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -370,8 +374,10 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
                 **kwargs,
             )
             hidden_states = mixtures[0]
+        if self.config.feature_multiplier != 1:
+            mixtures = mixtures / self.config.feature_multiplier
         return JakiroDraftOutput(
-            last_hidden_state=hidden_states,
+            last_hidden_state=mixtures[0],
             contrastive_hidden_state=mixtures[1] if output_contrastive_hidden_state else None,
             expert_hidden_states=mixtures[-2:] if output_expert_hidden_states else None,
             past_key_values=past_key_values,
@@ -457,6 +463,27 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
                 f"The drafter's weights hold NaN or infinite values in {bad}: the checkpoint is damaged or its "
                 "training diverged. Load another checkpoint."
             )
+
+    @torch.no_grad()
+    def fold_multipliers(self) -> None:
+        """
+        Moves the config's `embedding_multiplier` and `feature_multiplier` into the weights, and sets them to 1: the
+        same function, for formats that know no multipliers. Such a drafter is hard to train further.
+        """
+        scale = self.config.feature_multiplier
+        self.fc.weight[:, : self.config.hidden_size] *= self.config.embedding_multiplier / scale
+        if self.fc.bias is not None:
+            self.fc.bias /= scale
+        for layer in self.layers:
+            if isinstance(layer.input_layernorm, nn.Identity):
+                layer.self_attn.qkv_proj.weight *= scale
+            for projection in (layer.self_attn.o_proj, layer.mlp.experts.down_proj):
+                projection.weight /= scale
+            for norm in (layer.input_layernorm, layer.post_attention_layernorm):
+                if isinstance(norm, LlamaRMSNorm):
+                    norm.variance_epsilon /= scale**2
+        self.config.rms_norm_eps /= scale**2
+        self.config.embedding_multiplier = self.config.feature_multiplier = 1.0
 
     @classmethod
     def from_original(

@@ -11,12 +11,12 @@ from typing import Any
 
 import yaml
 from torch.utils.data import Subset
-from transformers import AutoConfig, AutoTokenizer, HfArgumentParser, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, set_seed
 
 from .configuration_jakiro import JakiroDraftConfig
 from .data import read_conversations
 from .features import INDEX, FeatureDataset
-from .modeling_jakiro import JakiroDraftModel
+from .initialization import new_drafter
 from .trainer import JakiroTrainer, JakiroTrainingArguments
 
 
@@ -43,6 +43,12 @@ class ScriptArguments:
     expert_intermediate_size: int | None = field(default=None, metadata={"help": "Inner width of an expert."})
     gated_experts: bool | None = field(default=None, metadata={"help": "Gated experts, or those of Jakiro*."})
     head_mode: str | None = field(default=None, metadata={"help": "contrastive, decoupled or single."})
+    embedding_multiplier: float | None = field(
+        default=None, metadata={"help": "Factor on the embeddings; measured if not given, published drafters have 1."}
+    )
+    feature_multiplier: float | None = field(
+        default=None, metadata={"help": "Factor on the features; measured if not given, published drafters have 1."}
+    )
     num_hidden_layers: int | None = field(default=None, metadata={"help": "Layers of the drafter."})
     num_attention_heads: int | None = field(default=None, metadata={"help": "Attention heads of the drafter."})
     num_key_value_heads: int | None = field(default=None, metadata={"help": "Key/value heads of the drafter."})
@@ -120,10 +126,18 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> JakiroTr
         eval_dataset = read_data(script_args.eval_data, script_args.data_split)
     elif script_args.num_eval_rows > 0:
         train_dataset, eval_dataset = _hold_out(train_dataset, script_args.num_eval_rows)
-    args.target_model_init_kwargs = {"dtype": script_args.target_dtype, **(args.target_model_init_kwargs or {})}
+    target_kwargs = {"dtype": script_args.target_dtype, **(args.target_model_init_kwargs or {})}
+    target = AutoModelForCausalLM.from_pretrained(script_args.target, **target_kwargs)
+    args.target_model_init_kwargs = None
+    if script_args.draft is None:
+        set_seed(args.seed)
+        target_name = script_args.target_name or script_args.target
+        draft = new_drafter(target, target_name_or_path=target_name, **script_args.draft_config)
+    else:
+        draft = script_args.draft
     trainer = JakiroTrainer(
-        model=_new_drafter(script_args, args.seed) if script_args.draft is None else script_args.draft,
-        target_model=script_args.target,
+        model=draft,
+        target_model=target,
         args=args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
@@ -156,13 +170,3 @@ def _hold_out(rows: Any, number: int) -> tuple[Any, Any]:
         return rows[number:], rows[:number]
     select = rows.select if hasattr(rows, "select") else lambda indices: Subset(rows, indices)
     return select(range(number, len(rows))), select(range(number))
-
-
-def _new_drafter(script_args: ScriptArguments, seed: int) -> JakiroDraftModel:
-    config = JakiroDraftConfig.from_target(
-        AutoConfig.from_pretrained(script_args.target),
-        target_name_or_path=script_args.target_name or script_args.target,
-        **script_args.draft_config,
-    )
-    set_seed(seed)
-    return JakiroDraftModel(config)

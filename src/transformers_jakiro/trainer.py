@@ -26,9 +26,9 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import EvalLoopOutput
 
 from .benchmark import accept_lengths, tokens_per_forward
-from .configuration_jakiro import JakiroDraftConfig
 from .data import JakiroDataCollator, check_packing, check_tokenizer, prepare_dataset
 from .features import FeatureDataset
+from .initialization import new_drafter
 from .metrics import drafting_metrics
 from .modeling_jakiro import JakiroDraftModel
 from .objective import DraftingObjective
@@ -148,8 +148,8 @@ class JakiroTrainer(Trainer):
 
     Args:
         model ([`JakiroDraftModel`], `str` or `Path`, *optional*):
-            The drafter, or the folder or Hub id of one, which is loaded in float32. Default: a new one, as
-            [`JakiroDraftConfig.from_target`] describes it.
+            The drafter, or the folder or Hub id of one, which is loaded in float32. Default: a new one, made by
+            [`~transformers_jakiro.initialization.new_drafter`].
         target_model ([`~transformers.PreTrainedModel`], [`~peft.PeftModel`], `str` or `Path`):
             The target, or its folder or Hub id. Frozen, held outside the drafter, never saved. It is put on the
             training device, unless it is quantized (load it there) or was loaded with a `device_map`. Each process
@@ -473,7 +473,7 @@ def _load_drafter(
 ) -> JakiroDraftModel | PeftModel:
     if model is None:
         set_seed(args.seed)
-        model = JakiroDraftModel(JakiroDraftConfig.from_target(target.model.config))
+        model = new_drafter(target)
     elif isinstance(model, (str, Path)):
         model = JakiroDraftModel.from_pretrained(model, dtype=torch.float32)
     target.check_fits(model.config)
