@@ -43,8 +43,6 @@ answers to the held-out problems, its likeliest next token is the target's in 84
 
 import argparse
 import copy
-import gzip
-import json
 import logging
 import math
 import os
@@ -65,10 +63,12 @@ from transformers import (
     PreTrainedTokenizerFast,
     set_seed,
 )
+from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
-from transformers_jakiro import JakiroDraftConfig, JakiroDraftModel
-from transformers_jakiro.data import tokenize_conversation
+from transformers_jakiro.data import read_conversations
+from transformers_jakiro.initialization import new_drafter
+from transformers_jakiro.regeneration import regenerate
 from transformers_jakiro.trainer import JakiroTrainer, JakiroTrainingArguments
 
 logger = logging.getLogger("make_pair")
@@ -89,13 +89,6 @@ CHAT_TEMPLATE = (
     "{% else %}{{ m['content'] }}<|end|>{% endif %}\n"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
-
-
-def read_jsonl(path: Path) -> list[dict]:
-    """Reads a JSON-lines file, gzipped when its name ends with `.gz`."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]
 
 
 def replace_directory(temporary: Path, final: Path) -> None:
@@ -232,7 +225,7 @@ def learning_rate_factor(progress: float, warmup: float) -> float:
 def make_target(args: argparse.Namespace) -> None:
     """Trains the tokenizer and the target, and saves them under `OUTPUT/target`."""
     set_seed(args.seed)
-    conversations = [row["messages"] for row in read_jsonl(args.data)]
+    conversations = [row["messages"] for row in read_conversations(args.data)]
     train, validation = conversations[: -args.validation], conversations[-args.validation :]
     tokenizer = build_tokenizer(train)
     train_ids, validation_ids = encode(tokenizer, train), encode(tokenizer, validation)
@@ -290,64 +283,29 @@ def make_target(args: argparse.Namespace) -> None:
     logger.info(f"target saved after {(time.monotonic() - start) / 60:.1f} min, {step} of {total_steps} steps")
 
 
-@torch.no_grad()
-def answer_questions(
-    target: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    conversations: list[list[dict]],
-    batch_size: int = 128,
-) -> list[list[dict]]:
-    """The conversations with the target's own greedy answers: what a drafter will have to predict."""
-    questions = sorted({messages[0]["content"] for messages in conversations}, key=len)
-    answered, start = [], time.monotonic()
-    for first in range(0, len(questions), batch_size):
-        batch = questions[first : first + batch_size]
-        inputs = tokenizer.apply_chat_template(
-            [[{"role": "user", "content": question}] for question in batch],
-            add_generation_prompt=True,
-            padding=True,
-            return_dict=True,
-            return_tensors="pt",
-        )
-        output = target.generate(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            do_sample=False,
-            max_new_tokens=224,
-        )
-        answers = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        answered += [
-            [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-            for question, answer in zip(batch, answers, strict=True)
-        ]
-        elapsed = (time.monotonic() - start) / 60
-        logger.info(f"{len(answered)}/{len(questions)} questions answered, {elapsed:.1f} min")
-    return answered
-
-
 def make_draft(args: argparse.Namespace) -> None:
     """Trains the drafter of the target under `OUTPUT/target` on the target's own answers and on the data's."""
     set_seed(args.seed)
     tokenizer = AutoTokenizer.from_pretrained(args.output / "target")
     target = LlamaForCausalLM.from_pretrained(args.output / "target", dtype=torch.float32).eval()
-    conversations = [row["messages"] for row in read_jsonl(args.data)]
+    conversations = read_conversations(args.data)
     train, validation = conversations[: -args.validation], conversations[-args.validation :]
-    own_train = answer_questions(target, tokenizer, train[: args.answers])
-    own_validation = answer_questions(target, tokenizer, validation)
 
-    def rows(conversations: list[list[dict]]) -> list[dict[str, list[int]]]:
-        tokenized = [tokenize_conversation(tokenizer, messages, MAX_LENGTH) for messages in conversations]
-        return [row for row in tokenized if any(row["loss_mask"][:-1])]
+    def answered(name: str, conversations: list[dict]) -> list[dict]:
+        path = args.output / f"{name}.jsonl"
+        if not path.exists():
+            regenerate(target, tokenizer, conversations, path, max_new_tokens=224, batch_size=64)
+        return read_conversations(path)
 
-    draft = JakiroDraftModel(
-        JakiroDraftConfig.from_target(target.config, target_name_or_path="gsm8k-3.6m", **DRAFT_TREE)
-    )
+    draft = new_drafter(target, target_name_or_path="gsm8k-3.6m", **DRAFT_TREE)
     logger.info(f"{draft.num_parameters()} parameters")
+    folder = args.output / "draft.training"
     trainer = JakiroTrainer(
         model=draft,
         target_model=target,
         args=JakiroTrainingArguments(
-            output_dir=str(args.output / "draft.training"),
+            output_dir=str(folder),
+            max_length=MAX_LENGTH,
             num_train_epochs=args.draft_epochs,
             per_device_train_batch_size=16,
             train_sampling_strategy="group_by_length",
@@ -355,25 +313,25 @@ def make_draft(args: argparse.Namespace) -> None:
             lr_scheduler_type="cosine",
             warmup_steps=100,
             adam_beta2=0.95,
-            classification_weight=1.0,
             bf16=args.bf16,
             use_cpu=True,
             seed=args.seed,
             logging_steps=args.log_steps,
             eval_strategy="epoch",
-            save_strategy="no",
+            save_strategy="epoch",
+            save_total_limit=1,
             report_to="none",
         ),
-        train_dataset=rows(own_train) + rows(train),
-        eval_dataset=rows(own_validation),
+        train_dataset=answered("answers", train[: args.answers]) + train,
+        eval_dataset=answered("validation_answers", validation),
         processing_class=tokenizer,
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.exists() else None)
     temporary = args.output / "draft.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     draft.to(torch.bfloat16).save_pretrained(temporary)
     replace_directory(temporary, args.output / "draft")
-    shutil.rmtree(args.output / "draft.training", ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def parse_args() -> argparse.Namespace:

@@ -24,6 +24,8 @@ def contrastive_parallel_loss(
     regression_weight: float = 1.0,
     classification_weight: float = 0.1,
     contrastive_weight: float = 0.5,
+    distillation_top_k: int = 0,
+    acceptance_decay: float = 0.0,
 ) -> tuple[torch.Tensor, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
     """
     `loss = w_reg · (r₁ + w_con · r₂) + w_cls · (c₁ + w_con · c₂)`, branch 1 the autoregressive and branch 2 the
@@ -45,6 +47,7 @@ def contrastive_parallel_loss(
             whichever branch predicts it, so the last position of a sample must not count.
         head: the target's logits function, `[..., H]` → `[..., V]`.
         position_ids (`[B, T]`, *optional*): positions in each of a row's packed samples; default: one sample a row.
+        distillation_top_k, acceptance_decay: of `c`, see [`distillation_loss`]; 0: the cross-entropy.
 
     Returns:
         The loss (a scalar) and metrics, each a sum over positions and their number: `regression`, `classification`,
@@ -88,8 +91,7 @@ def contrastive_parallel_loss(
         regression = F.smooth_l1_loss(predicted.float(), expected.float().expand_as(predicted), reduction="none").mean(
             dim=-1
         )
-        target_probs = target_logits.softmax(dim=-1)
-        classification = -(target_probs * logits.log_softmax(dim=-1)).sum(dim=-1)  # [M, C]
+        classification = distillation_loss(logits, target_logits, distillation_top_k, acceptance_decay)  # [M, C]
         with torch.no_grad():
             token = target_logits.argmax(dim=-1).expand(logits.shape[:-1])[..., None]
             rank = (logits > logits.gather(-1, token)).sum(dim=-1)
@@ -104,6 +106,38 @@ def contrastive_parallel_loss(
         for (branch, step), value, count in zip(names, values, counts, strict=True):
             metrics[f"{branch}{kind}" + (f"_step{step}" if step > 1 else "")] = (value, count)
     return loss, metrics
+
+
+def distillation_loss(
+    draft_logits: torch.Tensor, target_logits: torch.Tensor, top_k: int = 0, acceptance_decay: float = 0.0
+) -> torch.Tensor:
+    """
+    How far the drafter's distribution is from the target's.
+
+    Args:
+        draft_logits (`[..., C, V]`), target_logits (`[C, V]`): float32.
+        top_k (`int`): count only the target's k likeliest tokens in the cross-entropy (HASS, arXiv 2408.15766).
+            0: all.
+        acceptance_decay (`float`): blend the cross-entropy with the probability that a sampled draft token is
+            rejected, `λ · cross-entropy + (1 - λ) · (1 - α)` with `α = Σ min(target_probs, draft_probs)` and
+            `λ = exp(-acceptance_decay · α)`, without a gradient through λ (the hybrid of LK losses). 0: none.
+
+    Returns:
+        `[..., C]`.
+    """
+    target_probs = target_logits.softmax(dim=-1)
+    draft_log_probs = draft_logits.log_softmax(dim=-1)
+    if top_k > 0:
+        probs, tokens = target_probs.topk(top_k, dim=-1)
+        tokens = tokens.expand(*draft_logits.shape[:-1], -1)
+        cross_entropy = -(probs * draft_log_probs.gather(-1, tokens)).sum(dim=-1)
+    else:
+        cross_entropy = -(target_probs * draft_log_probs).sum(dim=-1)
+    if acceptance_decay == 0:
+        return cross_entropy
+    acceptance = torch.minimum(target_probs, draft_log_probs.exp()).sum(dim=-1)
+    blend = (-acceptance_decay * acceptance.detach()).exp()
+    return blend * cross_entropy + (1 - blend) * (1 - acceptance)
 
 
 _TERMS = ("regression", "classification", "accuracy", "accuracy_top2", "accuracy_top3")

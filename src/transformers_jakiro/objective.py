@@ -36,6 +36,8 @@ class DraftingObjective:
     load_balancing_weight: float = 0.01
     feature_noise: float = 0.2
     unroll_steps: int = 1
+    distillation_top_k: int = 0
+    acceptance_decay: float = 0.0
 
     @staticmethod
     def num_items(batch: Batch) -> torch.Tensor:
@@ -86,6 +88,8 @@ class DraftingObjective:
             regression_weight=self.regression_weight,
             classification_weight=self.classification_weight,
             contrastive_weight=self.contrastive_weight,
+            distillation_top_k=self.distillation_top_k,
+            acceptance_decay=self.acceptance_decay,
         )
         num_items = self.num_items(batch)
         if routes:

@@ -64,6 +64,8 @@ class JakiroTrainingArguments(TrainingArguments):
             Weight of the load-balancing loss of drafters with more than two experts.
         unroll_steps (`int`, defaults to 1):
             Steps that the drafter is unrolled for in training, from the second on with its own features, as it drafts.
+        distillation_top_k (`int`, defaults to 0), acceptance_decay (`float`, defaults to 0.0):
+            Variants of the cross-entropy, see [`~transformers_jakiro.losses.distillation_loss`]; 0: none.
 
     > Parameters of the optimization and the evaluation
 
@@ -109,6 +111,13 @@ class JakiroTrainingArguments(TrainingArguments):
     unroll_steps: int = field(
         default=1, metadata={"help": "Steps to unroll the drafter for, from the second on with its own features."}
     )
+    distillation_top_k: int = field(
+        default=0, metadata={"help": "Tokens of the target that the cross-entropy counts; 0: all."}
+    )
+    acceptance_decay: float = field(
+        default=0.0,
+        metadata={"help": "Blend the cross-entropy with the probability of rejection, the faster the larger; 0: no."},
+    )
     feature_noise: float = field(
         default=0.2,
         metadata={"help": "Width of the uniform noise on the input features for a sequence of 512 tokens; 0: none."},
@@ -131,6 +140,7 @@ class JakiroTrainingArguments(TrainingArguments):
             self.target_model_init_kwargs = json.loads(self.target_model_init_kwargs)
         for name, least in (
             *(("max_grad_value", 0), ("eval_generate_prompts", 0), ("feature_noise", 0)),
+            *(("distillation_top_k", 0), ("acceptance_decay", 0)),
             *(("eval_generate_tokens", 1), ("max_length", 1), ("unroll_steps", 1)),
         ):
             if getattr(self, name) < least:
