@@ -34,6 +34,7 @@ from transformers import (
 from .data import read_conversations
 from .files import write_json
 from .generation import JakiroGenerateOutput
+from .target import DraftHead
 from .tree import DraftTree
 
 
@@ -106,7 +107,10 @@ class PromptResult:
 
 
 class ForwardTimer:
-    """Adds up the time spent in modules' forwards, nested ones counted once, outermost first."""
+    """
+    Adds up the time spent in modules' forwards, nested ones counted once, outermost first. With a module `head`, heads
+    of a part of the vocabulary, which each generation makes for itself, count as that.
+    """
 
     def __init__(self, device: torch.device, **modules: torch.nn.Module):
         self.seconds = dict.fromkeys(modules, 0.0)
@@ -116,13 +120,23 @@ class ForwardTimer:
 
     @contextmanager
     def running(self) -> Iterator["ForwardTimer"]:
-        handles = []
+        compute, handles = DraftHead.__call__, []
+
+        def timed(head: DraftHead, features: torch.Tensor) -> torch.Tensor:
+            self._start("head")
+            logits = compute(head, features)
+            self._stop()
+            return logits
+
+        if "head" in self._modules:
+            DraftHead.__call__ = timed
         for name, module in self._modules.items():
             handles.append(module.register_forward_pre_hook(lambda *_, name=name: self._start(name)))
             handles.append(module.register_forward_hook(lambda *_: self._stop()))
         try:
             yield self
         finally:
+            DraftHead.__call__ = compute
             for handle in handles:
                 handle.remove()
 

@@ -3,7 +3,8 @@
 """
 Drafting: grows a tree of candidates with the drafter (arXiv 2502.06282, section 3.2).
 
-Symbols in shape comments: B batch, H hidden size, V vocabulary, K children per node, L levels, W nodes of a level.
+Symbols in shape comments: B batch, H hidden size, D tokens that can be drafted, K children per node, L levels,
+W nodes of a level.
 """
 
 from dataclasses import dataclass, replace
@@ -73,7 +74,7 @@ class JakiroCandidateGenerator(CandidateGenerator):
         max_length (`int`, *optional*): the generation's length limit; chains never reach beyond it.
 
     Raises:
-        ValueError: if the two models do not fit.
+        ValueError: if the two models do not fit, or it is not known which tokens to draft.
     """
 
     requires_model_outputs = True
@@ -90,6 +91,9 @@ class JakiroCandidateGenerator(CandidateGenerator):
         self.config: JakiroDraftConfig = draft_model.config
         self.target = target if isinstance(target, Target) else Target(target)
         self.target.check_fits(self.config)
+        draft_model.check_draft_vocabulary()
+        self._draft_token_ids: torch.LongTensor | None = draft_model.draft_token_ids
+        self._head = self.target.draft_head(self._draft_token_ids)
         self.shape = shape or TreeShape.from_config(self.config)
         self.max_length = max_length
         parameter = next(draft_model.parameters())
@@ -297,18 +301,22 @@ class JakiroCandidateGenerator(CandidateGenerator):
     ) -> tuple[torch.Tensor, torch.LongTensor]:
         """
         The best next tokens of each node, best first: log-probabilities (float32) and tokens, both `[B, W, K]`.
+        Probabilities are those among the tokens that can be drafted.
 
         Decoupled experts (Jakiro\\*) are heads of their own: a token's probability is the larger of the two, so the
         best tokens are the deduplicated union of both experts' best.
         """
         if output.expert_hidden_states is not None:
-            logits = self.target.head(output.expert_hidden_states).float()  # [2, B, W, V]
+            logits = self._head(output.expert_hidden_states).float()  # [2, B, W, D]
             log_probs = logits.log_softmax(dim=-1).amax(dim=0)
         else:
             features = output.contrastive_hidden_state if contrastive else output.last_hidden_state
-            log_probs = self.target.head(features).float().log_softmax(dim=-1)  # [B, W, V]
+            log_probs = self._head(features).float().log_softmax(dim=-1)  # [B, W, D]
         best, tokens = log_probs.topk(top_k, dim=-1)
-        return best.to(self.device), tokens.to(self.device)
+        tokens = tokens.to(self.device)
+        if self._draft_token_ids is not None:
+            tokens = self._draft_token_ids[tokens]
+        return best.to(self.device), tokens
 
     def _check_finite(self, features: torch.Tensor):
         if not torch.isfinite(features).all():

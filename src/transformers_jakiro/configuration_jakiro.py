@@ -20,6 +20,10 @@ class JakiroDraftConfig(PreTrainedConfig):
     Args:
         vocab_size (`int`, defaults to 32000):
             Vocabulary size of the target, whose embeddings and head the drafter borrows.
+        draft_vocab_size (`int`, *optional*):
+            Tokens that can be drafted: the drafter uses only these rows of the target's head, which otherwise costs
+            more than the drafter itself where vocabularies are large. Which tokens is in the drafter's buffer
+            `draft_token_ids`; [`~transformers_jakiro.data.frequent_tokens`] chooses them. Default: all.
         hidden_size (`int`, defaults to 4096):
             Width of the drafter's layer and of the features it predicts: the target's hidden size.
         num_hidden_layers (`int`, defaults to 1):
@@ -83,6 +87,7 @@ class JakiroDraftConfig(PreTrainedConfig):
     keys_to_ignore_at_inference = ["past_key_values"]
 
     vocab_size: int = 32000
+    draft_vocab_size: int | None = None
     hidden_size: int = 4096
     num_hidden_layers: int = 1
     num_attention_heads: int = 32
@@ -164,15 +169,22 @@ class JakiroDraftConfig(PreTrainedConfig):
                 f"`head_mode='{self.head_mode}'` needs two experts to tell apart, got `num_experts=1`. "
                 "Use `head_mode='single'` for the dense layer of EAGLE, or `num_experts=2`."
             )
-        if self.tree_top_k > self.vocab_size:
+        vocabulary = "vocab_size" if self.draft_vocab_size is None else "draft_vocab_size"
+        num_tokens = getattr(self, vocabulary)  # that can be drafted
+        if num_tokens > self.vocab_size:
+            raise ValueError(
+                "`draft_vocab_size` cannot exceed the target's vocabulary: got "
+                f"draft_vocab_size={num_tokens}, vocab_size={self.vocab_size}."
+            )
+        if self.tree_top_k > num_tokens:
             raise ValueError(
                 "`tree_top_k` cannot exceed the vocabulary: got "
-                f"tree_top_k={self.tree_top_k}, vocab_size={self.vocab_size}."
+                f"tree_top_k={self.tree_top_k}, {vocabulary}={num_tokens}."
             )
         if self.static_tree is not None:
-            self._check_static_tree()
+            self._check_static_tree(vocabulary, num_tokens)
 
-    def _check_static_tree(self):
+    def _check_static_tree(self, vocabulary: str, num_tokens: int):
         paths = [tuple(path) for path in self.static_tree]
         if not paths or min(map(len, paths)) == 0:
             raise ValueError(
@@ -183,8 +195,8 @@ class JakiroDraftConfig(PreTrainedConfig):
         if len(nodes) != len(paths):
             raise ValueError("`static_tree` lists a path twice; each node must be there once.")
         for path in paths:
-            if min(path) < 0 or max(path) >= self.vocab_size:
-                raise ValueError(f"`static_tree` ranks must lie in [0, vocab_size), got the path {list(path)}.")
+            if min(path) < 0 or max(path) >= num_tokens:
+                raise ValueError(f"`static_tree` ranks must lie in [0, {vocabulary}), got the path {list(path)}.")
             if len(path) > 1 and path[:-1] not in nodes:
                 raise ValueError(
                     f"`static_tree` must be a tree: the path {list(path)} is there, "

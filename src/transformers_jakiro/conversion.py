@@ -172,6 +172,11 @@ def _layout(config: JakiroDraftConfig) -> Layout:
             f"embedding_multiplier={config.embedding_multiplier}, feature_multiplier={config.feature_multiplier}. "
             "Call `draft.fold_multipliers()` first."
         )
+    if config.draft_vocab_size is not None:
+        raise ValueError(
+            f"The original layout knows no part of the vocabulary to draft, got `draft_vocab_size="
+            f"{config.draft_vocab_size}` of {config.vocab_size}. Save this drafter with `save_pretrained` instead."
+        )
     fields: dict[str, Any] = config.to_dict()
     hidden, inner = fields["hidden_size"], fields["expert_intermediate_size"]
     q_size = fields["num_attention_heads"] * fields["head_dim"]

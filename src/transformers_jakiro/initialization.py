@@ -11,6 +11,7 @@ A *unit* is one inner neuron of an expert with all its weights: the rows it read
 last, the column of the down projection that it writes with. An expert is the sum of its units, in any order.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from .target import Target
 _KEPT_FIELDS = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
     *("hidden_act", "gated_experts", "rms_norm_eps", "rope_parameters", "attention_bias", "fusion_bias"),
-    *("embedding_multiplier", "feature_multiplier"),
+    *("embedding_multiplier", "feature_multiplier", "draft_vocab_size"),
 )
 # tokens that a target's scales are measured on
 _NUM_PROBE_TOKENS = 128
@@ -37,7 +38,11 @@ _COPY_SCALE = 2.0
 
 
 @torch.no_grad()
-def new_drafter(target: PreTrainedModel | Target, **overrides: Any) -> JakiroDraftModel:
+def new_drafter(
+    target: PreTrainedModel | Target,
+    draft_token_ids: Sequence[int] | torch.LongTensor | None = None,
+    **overrides: Any,
+) -> JakiroDraftModel:
     """
     A new drafter that learns fast. Embeddings and features enter the fusion layer at the same size (root mean square
     1), and it starts as their sum: with the published initialization the features, some twenty times larger, drown
@@ -45,6 +50,8 @@ def new_drafter(target: PreTrainedModel | Target, **overrides: Any) -> JakiroDra
 
     Args:
         target ([`~transformers.PreTrainedModel`]): the target. One forward of a few tokens measures its scales.
+        draft_token_ids (*optional*): the only tokens to draft, in any order; `draft_vocab_size` is their number. See
+            [`~transformers_jakiro.data.frequent_tokens`]. Default: all.
         overrides: fields of [`JakiroDraftConfig`]; with `embedding_multiplier=1, feature_multiplier=1` the drafter is
             initialized as the published ones are.
 
@@ -52,8 +59,12 @@ def new_drafter(target: PreTrainedModel | Target, **overrides: Any) -> JakiroDra
         The drafter, in float32 on the CPU.
 
     Raises:
-        ValueError: if the target's embeddings or features are not finite, or fields contradict each other.
+        ValueError: if the target's embeddings or features are not finite, fields contradict each other, or
+            `draft_token_ids` are not different tokens of the target.
     """
+    if draft_token_ids is not None:
+        draft_token_ids = torch.as_tensor(draft_token_ids, device="cpu").sort().values
+        overrides = {"draft_vocab_size": len(draft_token_ids), **overrides}
     target = target if isinstance(target, Target) else Target(target)
     config = JakiroDraftConfig.from_target(target.model.config, **overrides)
     if "embedding_multiplier" not in overrides or "feature_multiplier" not in overrides:
@@ -72,6 +83,9 @@ def new_drafter(target: PreTrainedModel | Target, **overrides: Any) -> JakiroDra
             if name not in overrides:
                 setattr(config, name, 1 / size)
     draft = JakiroDraftModel(config)
+    if draft_token_ids is not None:
+        draft.draft_token_ids = draft_token_ids
+    draft.check_draft_vocabulary()
     if (config.embedding_multiplier, config.feature_multiplier) != (1, 1):
         identity = torch.eye(config.hidden_size)
         draft.fc.weight.mul_(_FUSION_NOISE).add_(torch.cat((identity, identity), dim=1))
@@ -142,7 +156,10 @@ def upcycle(source: JakiroDraftModel, config: JakiroDraftConfig, seed: int = 0) 
         norm = layer.post_attention_layernorm.weight.double().cpu()
         mixture = _upcycle_mixture(layer.mlp, norm, common, config, is_last, generator)
         weights |= {f"layers.{index}.mlp.{name}": weight for name, weight in mixture.items()}
-    weights = {name: weight.to(source.dtype, copy=True) for name, weight in weights.items()}
+    weights = {
+        name: weight.to(source.dtype if weight.is_floating_point() else None, copy=True)
+        for name, weight in weights.items()
+    }
     draft = JakiroDraftModel.from_pretrained(None, config=config, state_dict=weights, dtype=source.dtype)
     return draft.to(source.device)
 

@@ -273,6 +273,10 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
     Args:
         config ([`JakiroDraftConfig`]): shape of the drafter, its target and its trees.
 
+    With `config.draft_vocab_size`, the buffer `draft_token_ids` (`[draft_vocab_size]`, int64, increasing) holds the
+    target's tokens that can be drafted, and is saved with the weights. It is invalid (-1) until it is loaded, or set
+    by [`~transformers_jakiro.initialization.new_drafter`]; without `draft_vocab_size` it is None.
+
     A LoRA adapter (PEFT) adapts a drafter to a domain. The layers to adapt are `["fc", "qkv_proj", "o_proj",
     "gate_up_proj", "down_proj"]` (`"up_proj"` for experts without gates), or `"all-linear"`, which includes the gate
     that mixes the experts:
@@ -289,6 +293,8 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
         self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=config.fusion_bias)
         self.layers = nn.ModuleList(JakiroDecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.rotary_emb = LlamaRotaryEmbedding(config)
+        size = config.draft_vocab_size
+        self.register_buffer("draft_token_ids", None if size is None else torch.full((size,), -1))
         self.post_init()
 
     def get_input_embeddings(self):
@@ -388,11 +394,13 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None, *model_args: Any, **kwargs: Any):
         """
         As [`~transformers.PreTrainedModel.from_pretrained`], but strict: a checkpoint that lacks a weight, holds one
-        that does not belong there, or holds NaN is an error, never a drafter that silently drafts nonsense. The folder
+        that does not belong there, or holds NaN is an error, never a drafter that silently drafts nonsense; so are
+        tokens to draft that the target does not have. The folder
         of a PEFT adapter gives the drafter that it was trained on, with the adapter; both must be complete.
 
         Raises:
-            ValueError: naming the missing, unexpected or non-finite weights.
+            ValueError: naming the missing, unexpected, mismatched or non-finite weights, or what is wrong with
+                `draft_token_ids`.
         """
         base, adapter, adapter_options = _compat.find_adapter(pretrained_model_name_or_path, kwargs)
         if adapter is not None:
@@ -414,17 +422,24 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
             model.load_adapter(adapter, adapter_name, adapter_kwargs=adapter_options)
             return loaded
         wants_info = kwargs.pop("output_loading_info", False)
+        kwargs["ignore_mismatched_sizes"] = True  # here they are reported with the rest, and never ignored
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
         )
         missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-        if missing or unexpected:
+        mismatched = [
+            f"`{name}` is {tuple(got)}, expected {tuple(expected)}"
+            for name, got, expected in sorted(info["mismatched_keys"])
+        ]
+        if missing or unexpected or mismatched:
             raise ValueError(
                 f"{pretrained_model_name_or_path} does not hold the weights of a {cls.__name__} with its config: "
-                f"missing {missing or 'none'}, unexpected {unexpected or 'none'}. If it is a published Jakiro or "
-                "EAGLE checkpoint, load it with `JakiroDraftModel.from_original(...)` or run `jakiro convert` first."
+                f"missing {missing or 'none'}, unexpected {unexpected or 'none'}, mismatched "
+                f"{', '.join(mismatched) or 'none'}. If it is a published Jakiro or EAGLE checkpoint, load it with "
+                "`JakiroDraftModel.from_original(...)` or run `jakiro convert` first."
             )
         model.check_finite()
+        model.check_draft_vocabulary()
         return (model, info) if wants_info else model
 
     def load_adapter(self, peft_model_id: str | Path | None = None, adapter_name: str | None = None, **kwargs: Any):
@@ -463,6 +478,30 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
                 f"The drafter's weights hold NaN or infinite values in {bad}: the checkpoint is damaged or its "
                 "training diverged. Load another checkpoint."
             )
+
+    def check_draft_vocabulary(self):
+        """Raises `ValueError` unless `draft_token_ids` are `draft_vocab_size` tokens of the target, increasing."""
+        size, token_ids = self.config.draft_vocab_size, self.draft_token_ids
+        if size is None and token_ids is None:
+            return
+        if size is None or token_ids is None:
+            wrong = "one is there without the other"
+        elif token_ids.is_meta:
+            return
+        elif token_ids.dtype != torch.int64 or token_ids.shape != (size,):
+            wrong = f"they are {token_ids.dtype} of shape {tuple(token_ids.shape)}"
+        elif token_ids[0] < 0 or token_ids[-1] >= self.config.vocab_size:
+            wrong = f"they go from {token_ids[0]} to {token_ids[-1]}"
+        elif not (token_ids.diff() > 0).all():
+            wrong = "they are not sorted, or hold a token twice"
+        else:
+            return
+        raise ValueError(
+            f"With `draft_vocab_size={size}` and `vocab_size={self.config.vocab_size}`, the drafter's "
+            f"`draft_token_ids` must be that many increasing token ids of the target (int64): {wrong}. A new drafter "
+            "gets them from `new_drafter(target, draft_token_ids=frequent_tokens(...))`; a checkpoint with others is "
+            "damaged, or its config.json belongs to another."
+        )
 
     @torch.no_grad()
     def fold_multipliers(self) -> None:

@@ -1,8 +1,15 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
-"""What a drafter borrows from its target: token embeddings, the logits function, and the check that they fit."""
+"""
+What a drafter borrows from its target: token embeddings, the logits function, and the check that they fit.
+
+Symbols in shape comments: B batch, T positions, H hidden size, V vocabulary, D tokens that can be drafted.
+"""
+
+from collections.abc import Callable
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from ._compat import LAST_HIDDEN
@@ -83,7 +90,22 @@ class Target:
         weight = self.output_layer.weight
         if weight.is_floating_point():  # quantized heads take what they are given
             features = features.to(device=weight.device, dtype=weight.dtype)
-        logits = self.output_layer(features)
+        return self._scaled(self.output_layer(features))
+
+    def draft_head(self, token_ids: torch.LongTensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
+        """
+        [`~Target.head`] for a part of the vocabulary: a function `[..., H]` → `[..., D]` that holds a copy of these
+        rows of the target's head, so that its logits cost D / V of all. Where the head is more than a product with a
+        plain matrix (quantized, sharded, adapted), it computes all logits and picks these.
+
+        Args:
+            token_ids (`[D]`, or None for all): the tokens whose logits are wanted.
+        """
+        if token_ids is None:
+            return self.head
+        return DraftHead(self, token_ids)
+
+    def _scaled(self, logits: torch.Tensor) -> torch.Tensor:
         if self._logit_scale is not None:
             logits = logits * self._logit_scale
         if self._logit_softcap is not None:
@@ -105,6 +127,27 @@ class Target:
                 f"{type(self.model).__name__} does something between its last hidden state and its logits that is not "
                 "a known scale or soft cap, so a drafter cannot use its head. Please report this architecture."
             )
+
+
+class DraftHead:
+    """See [`~Target.draft_head`]."""
+
+    def __init__(self, target: Target, token_ids: torch.LongTensor):
+        layer = target.output_layer
+        self._target = target
+        self._token_ids = token_ids.to(layer.weight.device)
+        self._weight: torch.Tensor | None = None
+        self._bias: torch.Tensor | None = None
+        # subclasses of either one compute something else, or hold something else than rows of numbers
+        if type(layer) is nn.Linear and type(layer.weight) is nn.Parameter:
+            self._weight = layer.weight.detach()[self._token_ids]
+            self._bias = None if layer.bias is None else layer.bias.detach()[self._token_ids]
+
+    def __call__(self, features: torch.Tensor) -> torch.Tensor:
+        if self._weight is None:
+            return self._target.head(features)[..., self._token_ids]
+        features = features.to(device=self._weight.device, dtype=self._weight.dtype)
+        return self._target._scaled(nn.functional.linear(features, self._weight, self._bias))
 
 
 def _logit_scale(config) -> float | None:
