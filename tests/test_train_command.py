@@ -83,6 +83,28 @@ def test_command(folder, capsys):
     assert not torch.equal(further.fc.weight, draft.fc.weight)
 
 
+def test_draft_vocabulary(folder):
+    """What ends an answer (2 and 3), and the most frequent tokens of the answers that are not held out."""
+    options = ["--target", str(folder / "target"), "--draft_vocab_size", "5", "--tree_top_k", "2", *OPTIONS]
+    options += ["--num_eval_rows", "1"]
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "target")
+    for name, more in (("rows", []), ("packed", ["--packing", "true", "--max_length", "32"])):
+        argv = ["--data", str(folder / "data.jsonl"), "--output_dir", str(folder / name), *more]
+        assert main(["train", *options, *argv]) == 0
+        draft = JakiroDraftModel.from_pretrained(folder / name)
+        assert draft.config.draft_vocab_size == 5
+        assert tokenizer.convert_ids_to_tokens(draft.draft_token_ids.tolist()) == ["end", "user", "c", "d", "e"]
+    rows = make_rows(6)
+    for row, answer in zip(rows, (10, 9, 9, 9, 9, 11), strict=True):  # the first is held out, the last left out
+        row["input_ids"] = [answer if counts else 5 for counts in row["loss_mask"]]
+    store = write_features(make_target(), rows, folder / "features", progress=False)
+    assert store.tokens(5) == rows[5]
+    argv = ["--data", str(folder / "features"), "--num_rows", "5", "--output_dir", str(folder / "stored")]
+    assert main(["train", *options, *argv]) == 0
+    draft = JakiroDraftModel.from_pretrained(folder / "stored")
+    assert draft.draft_token_ids.tolist() == [0, 1, 2, 3, 9]
+
+
 def test_file_and_options(tmp_path):
     values = {"target": "T", "data": "D", "learning_rate": 9e-5, "bf16": False, "head_mode": None}
     for name, text in (("c.yaml", yaml.safe_dump(values)), ("c.json", json.dumps(values))):
@@ -104,6 +126,10 @@ def test_file_and_options(tmp_path):
         (["no.yaml"], "no.yaml"),
         (["--target", "T", "--data", "D", "--eval_data", "E", "--num_eval_rows", "1"], "choose one"),
         (["--target", "T", "--data", "D", "--draft", "R", "--num_experts", "3"], "leave out ['num_experts']"),
+        (
+            ["--target", "T", "--data", "D", "--draft", "R", "--draft_vocab_size", "9"],
+            "leave out ['draft_vocab_size']",
+        ),
         (["--target", "T", "--data", "no.jsonl", "--output_dir", "unused", "--use_cpu"], "no.jsonl does not exist"),
     ],
 )

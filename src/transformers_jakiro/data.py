@@ -14,7 +14,7 @@ import json
 import re
 import warnings
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -224,6 +224,48 @@ def _counts(row: Row) -> bool:
     mask = row["loss_mask"]
     positions = row["position_ids"] if "position_ids" in row else range(len(mask))
     return any(mask[t] and positions[t] > 0 and positions[t + 1] > 0 for t in range(len(mask) - 1))
+
+
+def frequent_tokens(rows: Iterable[Row], size: int, vocab_size: int, always: Iterable[int] = ()) -> torch.LongTensor:
+    """
+    A drafter's vocabulary: the tokens that occur most often where rows count. Of equally frequent ones, those with the
+    smaller ids.
+
+    ```python
+    >>> frequent_tokens([{"input_ids": [9, 5, 7, 5], "loss_mask": [0, 1, 1, 1]}], size=3, vocab_size=12, always=[2])
+    tensor([2, 5, 7])
+    ```
+
+    Args:
+        rows: tokenised, see [`prepare_dataset`].
+        size: how many tokens.
+        vocab_size: the target's.
+        always: tokens to take in any case, such as those that end an answer.
+
+    Returns:
+        `[size]`, int64, increasing.
+
+    Raises:
+        ValueError: if so many tokens cannot be chosen, or there are tokens outside the vocabulary.
+    """
+    always = sorted(set(always))
+    if not max(1, len(always)) <= size <= vocab_size:
+        raise ValueError(
+            f"`size` must lie between 1 (or the number of tokens to take always, here {len(always)}) and the "
+            f"vocabulary of {vocab_size}, got {size}."
+        )
+    counts = torch.zeros(vocab_size, dtype=torch.int64)
+    for row in chain(rows, [{"input_ids": always, "loss_mask": [1] * len(always)}]):
+        tokens = torch.as_tensor(row["input_ids"], dtype=torch.int64)
+        tokens = tokens[torch.as_tensor(row["loss_mask"], dtype=torch.bool)]
+        if len(tokens) and not 0 <= tokens.min() <= tokens.max() < vocab_size:
+            raise ValueError(
+                f"Tokens {tokens.min()} to {tokens.max()} are not all of the vocabulary of {vocab_size}. Tokenize "
+                "with the target's tokenizer."
+            )
+        counts.index_add_(0, tokens, torch.ones_like(tokens))
+    counts[torch.tensor(always, dtype=torch.int64)] = torch.iinfo(torch.int64).max
+    return counts.argsort(descending=True, stable=True)[:size].sort().values
 
 
 # -- packing ---------------------------------------------------------------------------------------------------------

@@ -186,15 +186,24 @@ class FeatureDataset(Dataset):
         return self._starts[-1]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        tensors, place = self._find(index)
+        # a copy: a view would carry the whole shard along wherever it is sent
+        return {**self.tokens(index), "hidden_states": tensors["hidden_states"][place].clone()}
+
+    def tokens(self, index: int) -> dict[str, list[int]]:
+        """A row without its features, which are not read."""
+        tensors, place = self._find(index)
+        return {name: tensors[name][place].tolist() for name in _columns(self.index["packed"])}
+
+    def _find(self, index: int) -> tuple[dict[str, torch.Tensor], slice]:
+        """The shard of a row, and where in it the row is."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"Row {index} of {self.path}, which has {len(self)} rows.")
         index %= len(self)
         shard = bisect_right(self._starts, index) - 1
         tensors = self._shard(shard)
         start, end = tensors["offsets"][index - self._starts[shard] :][:2].tolist()
-        row = {name: tensors[name][start:end].tolist() for name in _columns(self.index["packed"])}
-        # a copy: a view would carry the whole shard along wherever it is sent
-        return {**row, "hidden_states": tensors["hidden_states"][start:end].clone()}
+        return tensors, slice(start, end)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open_shards": {}}

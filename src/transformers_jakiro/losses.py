@@ -3,8 +3,8 @@
 """
 Loss of contrastive parallel decoding (arXiv 2502.06282, section 3.3): pure functions on tensors.
 
-Symbols in shape comments: B batch, T positions, H hidden size, V vocabulary, R rows that count,
-M branches and steps that predict a row, C rows of a chunk.
+Symbols in shape comments: B batch, T positions, H hidden size, V vocabulary, D tokens that can be drafted,
+R rows that count, M branches and steps that predict a row, C rows of a chunk.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,6 +26,8 @@ def contrastive_parallel_loss(
     contrastive_weight: float = 0.5,
     distillation_top_k: int = 0,
     acceptance_decay: float = 0.0,
+    draft_head: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    draft_token_ids: torch.LongTensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
     """
     `loss = w_reg · (r₁ + w_con · r₂) + w_cls · (c₁ + w_con · c₂)`, branch 1 the autoregressive and branch 2 the
@@ -48,12 +50,14 @@ def contrastive_parallel_loss(
         head: the target's logits function, `[..., H]` → `[..., V]`.
         position_ids (`[B, T]`, *optional*): positions in each of a row's packed samples; default: one sample a row.
         distillation_top_k, acceptance_decay: of `c`, see [`distillation_loss`]; 0: the cross-entropy.
+        draft_head, draft_token_ids (`[D]`, *optional*): the tokens that can be drafted, increasing, and the function
+            `[..., H]` → `[..., D]` of their logits ([`~transformers_jakiro.target.Target.draft_head`]). Default: all.
 
     Returns:
         The loss (a scalar) and metrics, each a sum over positions and their number: `regression`, `classification`,
-        and how often the target's likeliest token is among a branch's one, two, three likeliest: `accuracy`,
-        `accuracy_top2`, `accuracy_top3`. Those of the contrastive branch begin with `contrastive_`, those of later
-        steps end with `_step2` and so on.
+        and how often the target's likeliest token (of all V) is among a branch's one, two, three likeliest:
+        `accuracy`, `accuracy_top2`, `accuracy_top3`. Those of the contrastive branch begin with `contrastive_`, those
+        of later steps end with `_step2` and so on.
 
     Raises:
         ValueError: if no position counts.
@@ -83,24 +87,29 @@ def contrastive_parallel_loss(
     counts = present.sum(dim=1)
     row_weights = present * (torch.tensor(weights, device=mask.device) / counts.clamp(min=1))[:, None]
     target_features = target_hidden_states[:, 1:][mask]  # [R, H]
+    draft_head = draft_head or head
 
     def compare(predicted, rows):  # [M, C, H]
         expected = target_features[rows]
         target_logits = head(expected).float()  # [C, V]
-        logits = head(predicted).float()  # [M, C, V]
+        logits = draft_head(predicted).float()  # [M, C, D]
         regression = F.smooth_l1_loss(predicted.float(), expected.float().expand_as(predicted), reduction="none").mean(
             dim=-1
         )
-        classification = distillation_loss(logits, target_logits, distillation_top_k, acceptance_decay)  # [M, C]
+        classification = distillation_loss(
+            logits, target_logits, distillation_top_k, acceptance_decay, draft_token_ids
+        )  # [M, C]
         with torch.no_grad():
-            token = target_logits.argmax(dim=-1).expand(logits.shape[:-1])[..., None]
-            rank = (logits > logits.gather(-1, token)).sum(dim=-1)
-            terms = (regression, classification, *(rank < k for k in (1, 2, 3)))
+            index, known = draft_index(target_logits.argmax(dim=-1), draft_token_ids)
+            rank = (logits > logits.gather(-1, index.expand(logits.shape[:-1])[..., None])).sum(dim=-1)
+            terms = (regression, classification, *((rank < k) & known for k in (1, 2, 3)))
             sums = torch.stack([(term * present[:, rows]).sum(dim=1) for term in terms])  # [terms, M]
         loss = regression_weight * regression + classification_weight * classification
         return (loss * row_weights[:, rows]).sum(), sums
 
-    loss, sums = _ChunkedLoss.apply(torch.stack(features), compare, rows_per_chunk(head, target_features, len(names)))
+    num_logits = head(target_features[:1]).shape[-1] + len(names) * draft_head(target_features[:1]).shape[-1]
+    chunk_size = rows_per_chunk(target_features.device, num_logits)
+    loss, sums = _ChunkedLoss.apply(torch.stack(features), compare, chunk_size)
     metrics = {}
     for kind, values in zip(_TERMS, sums, strict=True):
         for (branch, step), value, count in zip(names, values, counts, strict=True):
@@ -109,23 +118,36 @@ def contrastive_parallel_loss(
 
 
 def distillation_loss(
-    draft_logits: torch.Tensor, target_logits: torch.Tensor, top_k: int = 0, acceptance_decay: float = 0.0
+    draft_logits: torch.Tensor,
+    target_logits: torch.Tensor,
+    top_k: int = 0,
+    acceptance_decay: float = 0.0,
+    draft_token_ids: torch.LongTensor | None = None,
 ) -> torch.Tensor:
     """
     How far the drafter's distribution is from the target's.
 
+    Where only some tokens can be drafted, the target's probabilities of the others drop out of all sums, and those
+    that stay are not scaled up to 1. The cross-entropy is then the expected `-log draft_prob` of the tokens that are
+    drafted at all. Its gradient is that of the cross-entropy of the target's distribution *among* these tokens, times
+    their probability in all: positions where the target says something else hardly count, since whatever is drafted
+    there is lost.
+
     Args:
-        draft_logits (`[..., C, V]`), target_logits (`[C, V]`): float32.
+        draft_logits (`[..., C, D]`), target_logits (`[C, V]`): float32.
         top_k (`int`): count only the target's k likeliest tokens in the cross-entropy (HASS, arXiv 2408.15766).
             0: all.
         acceptance_decay (`float`): blend the cross-entropy with the probability that a sampled draft token is
             rejected, `λ · cross-entropy + (1 - λ) · (1 - α)` with `α = Σ min(target_probs, draft_probs)` and
             `λ = exp(-acceptance_decay · α)`, without a gradient through λ (the hybrid of LK losses). 0: none.
+        draft_token_ids (`[D]`, *optional*): the tokens that the draft logits are of. Default: all, D = V.
 
     Returns:
         `[..., C]`.
     """
     target_probs = target_logits.softmax(dim=-1)
+    if draft_token_ids is not None:
+        target_probs = target_probs[..., draft_token_ids]
     draft_log_probs = draft_logits.log_softmax(dim=-1)
     if top_k > 0:
         probs, tokens = target_probs.topk(top_k, dim=-1)
@@ -143,11 +165,28 @@ def distillation_loss(
 _TERMS = ("regression", "classification", "accuracy", "accuracy_top2", "accuracy_top3")
 
 
-def rows_per_chunk(head: Callable[[torch.Tensor], torch.Tensor], features: torch.Tensor, num_branches: int) -> int:
-    """How many rows to take through the head at once: logits that a CPU's cache holds, or enough to fill a GPU."""
-    vocab_size = head(features[:1]).shape[-1]
-    budget = 2**24 if features.device.type == "cpu" else 2**29  # bytes of float32 logits
-    return max(1, budget // (4 * vocab_size * (num_branches + 1)))
+def draft_index(
+    token_ids: torch.LongTensor, draft_token_ids: torch.LongTensor | None
+) -> tuple[torch.LongTensor, torch.Tensor]:
+    """
+    Where tokens stand among those that can be drafted.
+
+    Args:
+        token_ids (any shape), draft_token_ids (`[D]`, increasing, or None: all).
+
+    Returns:
+        Indices into `draft_token_ids`, and whether (bool) a token is there at all; if not, its index is another's.
+    """
+    if draft_token_ids is None:
+        return token_ids, torch.ones_like(token_ids, dtype=torch.bool)
+    index = torch.searchsorted(draft_token_ids, token_ids).clamp(max=len(draft_token_ids) - 1)
+    return index, draft_token_ids[index] == token_ids
+
+
+def rows_per_chunk(device: torch.device, num_logits: int) -> int:
+    """How many rows of so many logits to hold at once: what a CPU's cache holds, or enough to fill a GPU."""
+    budget = 2**24 if device.type == "cpu" else 2**29  # bytes of float32 logits
+    return max(1, budget // (4 * num_logits))
 
 
 class _ChunkedLoss(torch.autograd.Function):

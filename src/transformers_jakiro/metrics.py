@@ -3,16 +3,18 @@
 """
 What tells how good a drafter is without generating: the acceptance its trees can expect, and what its experts do.
 
-Symbols in shape comments: B batch, T positions, N experts, R rows that count, V vocabulary, L levels of a tree.
+Symbols in shape comments: B batch, T positions, N experts, R rows that count, C rows of a chunk, D tokens that can
+be drafted, L levels of a tree.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from .candidate_generator import TreeShape
-from .losses import rows_per_chunk
+from .losses import draft_index, rows_per_chunk
 from .modeling_jakiro import JakiroDraftModel, JakiroDraftOutput
 from .objective import Batch, Metrics, read_target, unroll
 from .target import Target
@@ -54,26 +56,33 @@ def drafting_metrics(draft_model: nn.Module, target: Target, batch: Batch) -> Me
         output_router_logits=config.num_experts > 1,
     )
     counted = batch["loss_mask"][:, :-1] != 0
+    head = target.draft_head(module.draft_token_ids)
+    chunk_size = rows_per_chunk(features.device, 3 * (config.draft_vocab_size or config.vocab_size))
     metrics: Metrics = {}
     if shape.static_tree is None:
         metrics["expected_acceptance_length"] = _expected_acceptance(
-            outputs, target, batch, shape, config.head_mode == "decoupled"
+            outputs, head, module.draft_token_ids, chunk_size, batch, shape, config.head_mode == "decoupled"
         )
     if config.num_experts > 1 and counted.any():
         count = counted.sum()
         for expert, load in enumerate(expert_load(outputs[0].router_logits, counted)):
             metrics[f"expert_load_{expert}"] = (load * count, count)
         rows = outputs[0].expert_hidden_states[:, counted]  # [2, R, H]
-        chunk = rows_per_chunk(target.head, rows[0], 2)
         overlap = [
-            expert_overlap(*target.head(part), config.tree_top_k) * part.shape[1] for part in rows.split(chunk, dim=1)
+            expert_overlap(*head(part), config.tree_top_k) * part.shape[1] for part in rows.split(chunk_size, dim=1)
         ]
         metrics["expert_overlap"] = (torch.stack(overlap).sum(), count)
     return metrics
 
 
 def _expected_acceptance(
-    outputs: list[JakiroDraftOutput], target: Target, batch: Batch, shape: TreeShape, decoupled: bool
+    outputs: list[JakiroDraftOutput],
+    head: Callable[[torch.Tensor], torch.Tensor],
+    draft_token_ids: torch.LongTensor | None,
+    chunk_size: int,
+    batch: Batch,
+    shape: TreeShape,
+    decoupled: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens and forwards of a walk through the counted positions of the text."""
     input_ids = batch["input_ids"]
@@ -105,14 +114,14 @@ def _expected_acceptance(
         place = level - 1 - contrastive
         features = features[:, :, place : place + width][:, rows]  # [heads, R, H]
         tokens = input_ids[:, 1 + level :][rows]
-        chunk = rows_per_chunk(target.head, features[0], 2)
         kept = []
         scores = path[:, :width][rows]
         for part, token, score in zip(
-            features.split(chunk, dim=1), tokens.split(chunk), scores.split(chunk), strict=True
+            features.split(chunk_size, dim=1), tokens.split(chunk_size), scores.split(chunk_size), strict=True
         ):
-            log_probs = target.head(part).float().log_softmax(dim=-1).amax(dim=0)  # [C, V]
-            log_prob = log_probs.gather(1, token[:, None])
+            log_probs = head(part).float().log_softmax(dim=-1).amax(dim=0)  # [C, D]
+            index, known = draft_index(token, draft_token_ids)
+            log_prob = log_probs.gather(1, index[:, None]).masked_fill(~known[:, None], -math.inf)
             kept.append(((log_probs > log_prob).sum(dim=1) < shape.top_k) & (log_prob[:, 0] + score > least))
             score += log_prob[:, 0]
         path[:, :width][rows] = scores

@@ -90,6 +90,8 @@ class DraftingObjective:
             contrastive_weight=self.contrastive_weight,
             distillation_top_k=self.distillation_top_k,
             acceptance_decay=self.acceptance_decay,
+            draft_head=target.draft_head(module.draft_token_ids),
+            draft_token_ids=module.draft_token_ids,
         )
         num_items = self.num_items(batch)
         if routes:

@@ -9,15 +9,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from torch.utils.data import Subset
-from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    HfArgumentParser,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
 
 from .configuration_jakiro import JakiroDraftConfig
-from .data import read_conversations
+from .data import frequent_tokens, prepare_dataset, read_conversations
 from .features import INDEX, FeatureDataset
 from .initialization import new_drafter
-from .trainer import JakiroTrainer, JakiroTrainingArguments
+from .trainer import JakiroTrainer, JakiroTrainingArguments, feature_store
 
 
 @dataclass
@@ -33,6 +41,9 @@ class ScriptArguments:
     eval_data: str | None = field(default=None, metadata={"help": "Data for evaluation, as `data`."})
     num_eval_rows: int = field(
         default=0, metadata={"help": "Without `eval_data`: rows of the data, the first ones, to hold out instead."}
+    )
+    draft_vocab_size: int | None = field(
+        default=None, metadata={"help": "Tokens that can be drafted, the most frequent of the training data; all."}
     )
     target_dtype: str = field(default="auto", metadata={"help": "Precision of the frozen target."})
     target_name: str | None = field(
@@ -129,10 +140,17 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> JakiroTr
     target_kwargs = {"dtype": script_args.target_dtype, **(args.target_model_init_kwargs or {})}
     target = AutoModelForCausalLM.from_pretrained(script_args.target, **target_kwargs)
     args.target_model_init_kwargs = None
+    tokenizer = AutoTokenizer.from_pretrained(script_args.target)
     if script_args.draft is None:
+        draft_token_ids = None
+        if script_args.draft_vocab_size is not None:
+            with args.main_process_first(desc="tokenizing"):  # the others find its cache
+                train_dataset, draft_token_ids = _choose_vocabulary(
+                    train_dataset, script_args.draft_vocab_size, target, tokenizer, args
+                )
         set_seed(args.seed)
         target_name = script_args.target_name or script_args.target
-        draft = new_drafter(target, target_name_or_path=target_name, **script_args.draft_config)
+        draft = new_drafter(target, draft_token_ids, target_name_or_path=target_name, **script_args.draft_config)
     else:
         draft = script_args.draft
     trainer = JakiroTrainer(
@@ -141,7 +159,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> JakiroTr
         args=args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
-        processing_class=AutoTokenizer.from_pretrained(script_args.target),
+        processing_class=tokenizer,
     )
     resume = args.resume_from_checkpoint
     trainer.train(resume_from_checkpoint=True if resume in ("true", "True") else resume)
@@ -160,6 +178,33 @@ def read_data(name: str, split: str, limit: int | None = None) -> Any:
         return read_conversations(name, split, limit)
     dataset = FeatureDataset(name)
     return dataset if limit is None else Subset(dataset, range(min(limit, len(dataset))))
+
+
+def _choose_vocabulary(
+    dataset: Any,
+    size: int,
+    target: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    args: JakiroTrainingArguments,
+) -> tuple[Any, torch.LongTensor]:
+    """The dataset, tokenised, and its most frequent tokens, those that end an answer always among them."""
+    vocab_size = target.config.get_text_config(decoder=True).vocab_size
+    ends = [tokenizer.eos_token_id, target.generation_config.eos_token_id]
+    ends = {token for end in ends if end is not None for token in (end if isinstance(end, list) else [end])}
+    if feature_store(dataset) is None:
+        dataset = rows = prepare_dataset(
+            dataset, tokenizer, max_length=args.max_length, num_proc=args.dataset_num_proc, vocab_size=vocab_size
+        )
+    else:
+        rows = (_stored_tokens(dataset, index) for index in range(len(dataset)))
+    return dataset, frequent_tokens(rows, size, vocab_size, always=ends)
+
+
+def _stored_tokens(dataset: Subset | FeatureDataset, index: int) -> dict[str, list[int]]:
+    """A row of (a part of) a feature store without its features."""
+    while isinstance(dataset, Subset):
+        dataset, index = dataset.dataset, dataset.indices[index]
+    return dataset.tokens(index)
 
 
 def _hold_out(rows: Any, number: int) -> tuple[Any, Any]:

@@ -248,7 +248,7 @@ class JakiroTrainer(Trainer):
         self._prompts: list[torch.Tensor] = []
 
     def _prepare(self, dataset: Any, tokenizer: PreTrainedTokenizerBase | None, args: JakiroTrainingArguments) -> Any:
-        if dataset is None or _feature_store(dataset) is not None:
+        if dataset is None or feature_store(dataset) is not None:
             return dataset
         return prepare_dataset(
             dataset,
@@ -265,7 +265,7 @@ class JakiroTrainer(Trainer):
             check_packing(self.target, self.args.per_device_train_batch_size)
         several = isinstance(self.eval_dataset, dict)
         for dataset in (self.train_dataset, *(self.eval_dataset.values() if several else [self.eval_dataset])):
-            store = _feature_store(dataset)
+            store = feature_store(dataset)
             if store is not None:
                 store.check_fits(self.target.model.config)
                 store.check_target(self.target)
@@ -452,7 +452,7 @@ class _DrafterCallback(TrainerCallback):
             nn.utils.clip_grad_value_(model.parameters(), args.max_grad_value)
 
 
-def _feature_store(dataset: Any) -> FeatureDataset | None:
+def feature_store(dataset: Any) -> FeatureDataset | None:
     """The feature store that a dataset is, or is a part of."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
@@ -487,6 +487,7 @@ def _load_drafter(
     elif isinstance(model, (str, Path)):
         model = JakiroDraftModel.from_pretrained(model, dtype=torch.float32)
     target.check_fits(model.config)
+    model.check_draft_vocabulary()
     return model
 
 
