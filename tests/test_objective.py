@@ -266,3 +266,12 @@ def test_acceptance_has_a_gradient_and_its_blend_has_none():
     got = torch.autograd.grad(distillation_loss(draft, target, acceptance_decay=3.0).sum(), draft)[0]
     torch.testing.assert_close(got, expected)
     assert got.abs().max() > 0
+
+
+def test_metrics_of_a_batch_in_which_nothing_counts(pair):
+    """A process may get such rows; its metrics must have the names of the others', and weigh nothing."""
+    target, draft = pair
+    batch = make_batch((20, 14), target.config.vocab_size)
+    empty = drafting_metrics(draft, target, {**batch, "loss_mask": torch.zeros_like(batch["loss_mask"])})
+    assert empty.keys() == drafting_metrics(draft, target, batch).keys()
+    assert all(float(total) == float(count) == 0 for total, count in empty.values())

@@ -63,15 +63,15 @@ def drafting_metrics(draft_model: nn.Module, target: Target, batch: Batch) -> Me
         metrics["expected_acceptance_length"] = _expected_acceptance(
             outputs, head, module.draft_token_ids, chunk_size, batch, shape, config.head_mode == "decoupled"
         )
-    if config.num_experts > 1 and counted.any():
+    if config.num_experts > 1:
         count = counted.sum()
-        for expert, load in enumerate(expert_load(outputs[0].router_logits, counted)):
+        for expert, load in enumerate(expert_load(outputs[0].router_logits, counted).nan_to_num()):
             metrics[f"expert_load_{expert}"] = (load * count, count)
         rows = outputs[0].expert_hidden_states[:, counted]  # [2, R, H]
         overlap = [
             expert_overlap(*head(part), config.tree_top_k) * part.shape[1] for part in rows.split(chunk_size, dim=1)
         ]
-        metrics["expert_overlap"] = (torch.stack(overlap).sum(), count)
+        metrics["expert_overlap"] = (torch.stack(overlap).nan_to_num().sum(), count)
     return metrics
 
 

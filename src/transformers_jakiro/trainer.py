@@ -310,6 +310,7 @@ class JakiroTrainer(Trainer):
         """The drafting objective on one batch, see [`~transformers_jakiro.objective.DraftingObjective`]."""
         loss, metrics = self.objective(model, self.target, inputs, num_items_in_batch)
         self._add("train", metrics)
+        self._latest = model, {name: value[:1] for name, value in inputs.items()}
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes  # the processes' gradients will be averaged
         return (loss, None) if return_outputs else loss
@@ -365,8 +366,14 @@ class JakiroTrainer(Trainer):
         return {name: total / count for name, (total, count) in zip(names, sums.tolist(), strict=True) if count > 0}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the means of the objective's metrics since the last log to those of a training interval."""
+        """
+        Adds the means of the objective's metrics since the last log to those of a training interval, and the metrics
+        of trees and experts on one row of the last batch of each process.
+        """
         if "loss" in logs:
+            model, row = self._latest
+            with self.compute_loss_context_manager():
+                self._add("train", drafting_metrics(model, self.target, row))
             logs.update(self._means("train"))
         super().log(logs, start_time)
 
