@@ -108,4 +108,5 @@ if __name__ == "__main__":
     if trainer.is_world_process_zero():
         results = {"metrics": metrics, "log_history": trainer.state.log_history}
         (Path(values["output_dir"]) / "results.json").write_text(json.dumps(results))
+    trainer.accelerator.wait_for_everyone()  # none may go while another still talks to it
     trainer.accelerator.end_training()

@@ -168,6 +168,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> JakiroTr
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics, combined=False)
+    trainer.accelerator.wait_for_everyone()  # none may go while another still talks to it
     trainer.accelerator.end_training()
     return trainer
 
