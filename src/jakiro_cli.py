@@ -130,6 +130,9 @@ def add_features(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument("--packing", action="store_true", help="join conversations to rows of about --max-length")
     parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of the target and its features (auto)")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="rows per forward (8)")
+    parser.add_argument(
+        "--feature-layers", type=int, nargs="+", default=[], metavar="I", help="further hidden states to write (none)"
+    )
     parser.add_argument("--shard-size", default="1GB", metavar="S", help="largest file, held in memory (1GB)")
     parser.add_argument("--num-samples", type=int, metavar="N", help="conversations to take (all)")
 

@@ -286,9 +286,9 @@ def test_check_fits(write):
     config = make_target().config
     stored.check_fits(config)
     for other, layers, message in (
-        (LlamaConfig(**{**config.to_dict(), "hidden_size": 64}), (-1,), r"`hidden_size` 32, training needs 64"),
-        (LlamaConfig(**{**config.to_dict(), "vocab_size": 97}), (-1,), r"`vocab_size` 96, training needs 97"),
-        (config, (1, -1), r"`layers` \[-1\], training needs \[1, -1\]"),
+        (LlamaConfig(**{**config.to_dict(), "hidden_size": 64}), (), r"`hidden_size` 32, training needs 64"),
+        (LlamaConfig(**{**config.to_dict(), "vocab_size": 97}), (), r"`vocab_size` 96, training needs 97"),
+        (config, (1,), r"`layers` \[-1\], training needs \[1, -1\]"),
     ):
         with pytest.raises(ValueError, match=message):
             stored.check_fits(other, layers)

@@ -14,7 +14,6 @@ import torch
 from transformers import PreTrainedModel
 from transformers.generation import CandidateGenerator
 
-from ._compat import LAST_HIDDEN
 from .configuration_jakiro import JakiroDraftConfig
 from .draft_cache import DraftCache
 from .modeling_jakiro import JakiroDraftOutput
@@ -78,7 +77,6 @@ class JakiroCandidateGenerator(CandidateGenerator):
     """
 
     requires_model_outputs = True
-    model_kwargs_overrides: dict[str, Any] = {"output_hidden_states": LAST_HIDDEN}
 
     def __init__(
         self,
@@ -89,7 +87,8 @@ class JakiroCandidateGenerator(CandidateGenerator):
     ):
         self.draft_model = draft_model
         self.config: JakiroDraftConfig = draft_model.config
-        self.target = target if isinstance(target, Target) else Target(target)
+        self.target = target if isinstance(target, Target) else Target(target, self.config.feature_layers)
+        self.model_kwargs_overrides = {"output_hidden_states": self.target.output_hidden_states}
         self.target.check_fits(self.config)
         draft_model.check_draft_vocabulary()
         self._draft_token_ids: torch.LongTensor | None = draft_model.draft_token_ids
@@ -100,7 +99,7 @@ class JakiroCandidateGenerator(CandidateGenerator):
         self.device, self.dtype = parameter.device, parameter.dtype
         self._cache = DraftCache(self.config.num_hidden_layers)
         self._length = 0  # pairs in the cache
-        self._features: torch.Tensor | None = None  # [B, T, H] that were read, not yet fed
+        self._features: torch.Tensor | None = None  # [B, T, F] that were read, not yet fed
         self._embeddings: torch.Tensor | None = None  # [B, T - 1, H] of the tokens that follow all but the last
         self._padding: torch.Tensor | None = None  # [B, pairs] bool, False where the prompt is padded
         self._mask = MaskBuffer(self.dtype, self.device)
@@ -120,7 +119,8 @@ class JakiroCandidateGenerator(CandidateGenerator):
         Takes in tokens that the target has processed.
 
         Args:
-            features (`[B, T, H]`): the target's last hidden states of T tokens.
+            features (`[B, T, F]`): what the drafter reads of the target for T tokens: its last hidden states (F = H),
+                or those of several layers ([`~transformers_jakiro.target.Target.read`]).
             embeddings (`[B, T, H]`): embeddings of these tokens.
             attention_mask (`[B, T]`, *optional*): 0 where a token is padding.
         """
@@ -346,7 +346,7 @@ class JakiroCandidateGenerator(CandidateGenerator):
         """
         if is_first_iteration:  # nothing to read yet: let the target process the prompt
             return input_ids, None
-        features = model_outputs.hidden_states[-1]
+        features = self.target.read(model_outputs.hidden_states)
         if self._length > 0:  # candidates that were not accepted are no part of the text
             features = features[:, : int(n_last_matches) + 1]
         tokens = input_ids[:, -features.shape[1] - 1 :]  # those of the features, then the new root

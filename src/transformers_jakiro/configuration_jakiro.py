@@ -42,6 +42,9 @@ class JakiroDraftConfig(PreTrainedConfig):
             by theirs again. Published drafters have none (1.0). Targets' embeddings are often twenty times smaller
             than their features, and a drafter that reads both at the same size learns several times faster:
             [`~transformers_jakiro.initialization.new_drafter`] measures and sets them.
+        feature_layers (`list[int]`, *optional*):
+            Further hidden states of the target that are fused into its features, as indices of `output_hidden_states`
+            (i: what layer i reads), for example `[2, 16, 29]` of 32 layers (EAGLE-3, arXiv 2503.01840).
         num_experts (`int`, defaults to 2):
             Experts per layer. 1 is the dense layer of EAGLE-1/2.
         num_experts_per_tok (`int`, *optional*):
@@ -103,6 +106,7 @@ class JakiroDraftConfig(PreTrainedConfig):
     fusion_bias: bool = True
     embedding_multiplier: int | float = 1.0
     feature_multiplier: int | float = 1.0
+    feature_layers: list[int] | None = None
 
     num_experts: int = 2
     num_experts_per_tok: int | None = None
@@ -150,6 +154,12 @@ class JakiroDraftConfig(PreTrainedConfig):
         for name in ("embedding_multiplier", "feature_multiplier"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` must be a positive number, got {getattr(self, name)}.")
+        layers = self.feature_layers
+        if layers is not None and (not layers or min(layers) < 0 or sorted({*layers}) != layers):
+            raise ValueError(
+                "`feature_layers` must be increasing indices of the target's hidden states, 0 or more, or None for "
+                f"the last ones alone; got {layers}."
+            )
         if self.num_attention_heads % self.num_key_value_heads != 0:
             raise ValueError(
                 "`num_attention_heads` must be a multiple of `num_key_value_heads`, "

@@ -172,6 +172,11 @@ def _layout(config: JakiroDraftConfig) -> Layout:
             f"embedding_multiplier={config.embedding_multiplier}, feature_multiplier={config.feature_multiplier}. "
             "Call `draft.fold_multipliers()` first."
         )
+    if config.feature_layers is not None:
+        raise ValueError(
+            "The original layout knows drafters of the target's last hidden states alone, got "
+            f"feature_layers={config.feature_layers}. Save this drafter with `save_pretrained` instead."
+        )
     if config.draft_vocab_size is not None:
         raise ValueError(
             f"The original layout knows no part of the vocabulary to draft, got `draft_vocab_size="

@@ -49,7 +49,7 @@ def write_features(
     rows: Sequence[Mapping[str, Any]],
     output_dir: str | Path,
     *,
-    layers: Sequence[int] = (-1,),
+    feature_layers: Sequence[int] = (),
     batch_size: int = 8,
     shard_size: int | str = "1GB",
     dtype: torch.dtype | None = None,
@@ -66,7 +66,7 @@ def write_features(
         rows: dicts with `input_ids`, `loss_mask` and, if packed, `position_ids`, each a list of the same length, see
             [`~transformers_jakiro.data.prepare_dataset`]. A list or a map-style dataset: it is read twice.
         output_dir (`str` or `Path`): new, empty, or holding an unfinished store of the same call.
-        layers (`Sequence[int]`): which hidden states, see [`~transformers_jakiro.target.Target.features`].
+        feature_layers (`Sequence[int]`): further hidden states that the drafter is to read, see [`JakiroDraftConfig`].
         batch_size (`int`): rows per forward, consecutive ones.
         shard_size (`int` or `str`): about the largest size of a shard, in bytes or as "500MB". One shard is held in
             memory.
@@ -81,13 +81,14 @@ def write_features(
             other data or other arguments, or if features do not fit `dtype`.
         OSError: if the disk lacks the room; raised before the first forward.
     """
-    target = Target(target_model)
+    target = Target(target_model, feature_layers)
     target.model.eval()
     dtype = target.model.dtype if dtype is None else dtype
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
 
     lengths, packed, data_sha256 = _scan(rows, target.config.vocab_size)
+    layers = [*feature_layers, -1]
     width = target.config.hidden_size * len(layers)
     bytes_per_token = width * dtype.itemsize + sum(column.itemsize for column in _columns(packed).values())
     header = {
@@ -100,7 +101,7 @@ def write_features(
             "hidden_size": target.config.hidden_size,
             "dtype": _name(target.model.dtype),
         },
-        "layers": list(layers),
+        "layers": layers,
         "dtype": _name(dtype),
         "packed": packed,
         "num_rows": len(lengths),
@@ -128,7 +129,7 @@ def write_features(
         disable=not progress,
     ) as bar:
         for number, shard_batches in enumerate(plan[len(shards) :], start=len(shards) + 1):
-            tensors = _compute_shard(target, rows, shard_batches, lengths, layers, dtype, bar)
+            tensors = _compute_shard(target, rows, shard_batches, lengths, width, dtype, bar)
             path = output_dir / f"features-{number:05d}-of-{len(plan):05d}.safetensors"
             temporary = path.with_name(path.name + ".tmp")
             save_file(tensors, temporary)
@@ -217,13 +218,14 @@ class FeatureDataset(Dataset):
             for length in self._shard(shard)["offsets"].diff().tolist()
         ]
 
-    def check_fits(self, target_config: PreTrainedConfig, layers: Sequence[int] = (-1,)) -> None:
+    def check_fits(self, target_config: PreTrainedConfig, feature_layers: Sequence[int] = ()) -> None:
         """
         Raises `ValueError` if these cannot be the features that a drafter of this target reads. Compares what the
         index says; two targets of equal sizes are told apart by [`~FeatureDataset.check_target`].
         """
         config = target_config.get_text_config(decoder=True)
-        expected = {name: getattr(config, name) for name in ("vocab_size", "hidden_size")} | {"layers": list(layers)}
+        expected = {name: getattr(config, name) for name in ("vocab_size", "hidden_size")}
+        expected["layers"] = [*feature_layers, -1]
         got = {**self.index["target"], "layers": self.index["layers"]}
         for name, value in expected.items():
             if got[name] != value:
@@ -239,7 +241,7 @@ class FeatureDataset(Dataset):
         another checkpoint, or an adapter that was not there. Costs one forward.
         """
         row = self[0]
-        (features,) = _features(target, [row], self.index["layers"])
+        (features,) = _features(target, [row])
         expected = row["hidden_states"].float()
         # another machine's rounding stays below a few percent; other weights give other features altogether
         if not (expected - features.float()).norm() <= 0.05 * expected.norm():
@@ -338,18 +340,18 @@ def _compute_shard(
     rows: Sequence[Mapping[str, Any]],
     batches: list[range],
     lengths: list[int],
-    layers: Sequence[int],
+    width: int,
     dtype: torch.dtype,
     bar: tqdm,
 ) -> dict[str, torch.Tensor]:
     """The tensors of a shard that holds these batches of rows."""
     lengths = lengths[batches[0].start : batches[-1].stop]
-    hidden_states = torch.empty(sum(lengths), target.config.hidden_size * len(layers), dtype=dtype)
+    hidden_states = torch.empty(sum(lengths), width, dtype=dtype)
     columns: dict[str, list[int]] = {}
     end = 0
     for indices in batches:
         batch, start = [rows[index] for index in indices], end
-        for row, features in zip(batch, _features(target, batch, layers), strict=True):
+        for row, features in zip(batch, _features(target, batch), strict=True):
             for name in _columns("position_ids" in row):
                 columns.setdefault(name, []).extend(row[name])
             hidden_states[end : end + len(features)] = features
@@ -368,12 +370,12 @@ def _compute_shard(
     }
 
 
-def _features(target: Target, batch: Sequence[Mapping[str, Any]], layers: Sequence[int]) -> list[torch.Tensor]:
+def _features(target: Target, batch: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:
     """The features of each row, `[T, F]` on the CPU, from one forward."""
     rows = [{name: row[name] for name in _columns("position_ids" in row)} for row in batch]
     inputs = JakiroDataCollator(pad_token_id=0)(rows)  # any id will do: nothing sees the padding
     inputs = {name: value.to(target.model.device) for name, value in inputs.items() if name != "loss_mask"}
-    features = target.features(**inputs, **({} if tuple(layers) == (-1,) else {"layers": layers})).cpu()
+    features = target.features(**inputs).cpu()
     return [feature[: len(row["input_ids"])] for row, feature in zip(batch, features, strict=True)]
 
 

@@ -151,13 +151,13 @@ def jakiro_decode(
     cache = model_kwargs.get("past_key_values")
     _compat.check_cache(cache)
 
-    target = Target(model)
+    target = Target(model, assistant_model.config.feature_layers)
     drafter = JakiroCandidateGenerator(
         assistant_model, target, TreeShape.from_config(assistant_model.config, num_assistant_tokens)
     )
     row = _Row(input_ids, generation_config, logits_processor, stopping_criteria)
     outputs = _prefill(target, drafter, input_ids, generation_config, model_kwargs)
-    forward = _TreeForward(model, cache, generation_config, model_kwargs, prompt_length=cache.get_seq_length())
+    forward = _TreeForward(target, cache, generation_config, model_kwargs, prompt_length=cache.get_seq_length())
     token = row.choose(outputs.logits[:, -1])
     row.emit(token)
     row.record_prefill(outputs)
@@ -175,7 +175,7 @@ def jakiro_decode(
         visited, emitted = row.walk(tree, outputs)
         nodes = forward.keep(visited)
         drafter.observe(
-            outputs.hidden_states[-1].index_select(1, nodes),
+            target.read(outputs.hidden_states).index_select(1, nodes),
             target.embed(tree.tokens.index_select(1, nodes.to(tree.tokens.device))),
         )
         put_step(emitted, tree, visited)
@@ -254,7 +254,8 @@ def _prefill(
     cache: Cache = model_kwargs["past_key_values"]
     prompt_embeddings = model_kwargs.get("inputs_embeds")
     attention_mask = model_kwargs.get("attention_mask")
-    kwargs = {**model_kwargs, "output_hidden_states": generation_config.output_hidden_states or _compat.LAST_HIDDEN}
+    wanted = generation_config.output_hidden_states or target.output_hidden_states
+    kwargs = {**model_kwargs, "output_hidden_states": wanted}
     processed = int(cache.get_seq_length())
     already_cached = processed
     outputs = None
@@ -267,7 +268,7 @@ def _prefill(
         else:  # the ids of what is not cached
             embeddings = target.embed(input_ids[:, processed - already_cached : end - already_cached])
         mask = None if attention_mask is None else attention_mask[:, processed:end]
-        drafter.observe(outputs.hidden_states[-1], embeddings, mask)
+        drafter.observe(target.read(outputs.hidden_states), embeddings, mask)
         processed = end
     target.check_head(outputs.hidden_states[-1][:, -1], outputs.logits[:, -1])
     return outputs
@@ -278,12 +279,13 @@ class _TreeForward:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        target: Target,
         cache: Cache,
         generation_config: GenerationConfig,
         model_kwargs: dict[str, Any],
         prompt_length: int,
     ):
+        model = target.model
         self._model, self._cache = model, cache
         # only now: a cache that records the past keeps the whole prompt in layers with a sliding window
         self._recording = _compat.start_recording(cache)
@@ -308,7 +310,7 @@ class _TreeForward:
             "past_key_values": cache,
             "use_cache": True,
             "return_dict": True,
-            "output_hidden_states": generation_config.output_hidden_states or _compat.LAST_HIDDEN,
+            "output_hidden_states": generation_config.output_hidden_states or target.output_hidden_states,
         }
         if generation_config.output_attentions:
             self._kwargs["output_attentions"] = True

@@ -25,7 +25,7 @@ from .target import Target
 _KEPT_FIELDS = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
     *("hidden_act", "gated_experts", "rms_norm_eps", "rope_parameters", "attention_bias", "fusion_bias"),
-    *("embedding_multiplier", "feature_multiplier", "draft_vocab_size"),
+    *("embedding_multiplier", "feature_multiplier", "feature_layers", "draft_vocab_size"),
 )
 # tokens that a target's scales are measured on
 _NUM_PROBE_TOKENS = 128
@@ -67,12 +67,13 @@ def new_drafter(
         overrides = {"draft_vocab_size": len(draft_token_ids), **overrides}
     target = target if isinstance(target, Target) else Target(target)
     config = JakiroDraftConfig.from_target(target.model.config, **overrides)
+    target.check_fits(config)
     if "embedding_multiplier" not in overrides or "feature_multiplier" not in overrides:
         tokens = torch.linspace(0, config.vocab_size - 1, _NUM_PROBE_TOKENS, device=target.embeddings.weight.device)
         tokens = tokens.long()[None]
         for name, values in (
             ("embedding_multiplier", target.embed(tokens)),
-            ("feature_multiplier", target.features(tokens)),
+            ("feature_multiplier", target.features(tokens)[..., -config.hidden_size :]),
         ):
             size = values.float().square().mean().sqrt().item()
             if not 0 < size < float("inf"):
@@ -86,6 +87,8 @@ def new_drafter(
     if draft_token_ids is not None:
         draft.draft_token_ids = draft_token_ids
     draft.check_draft_vocabulary()
+    if config.feature_layers is not None:  # nothing added at first
+        draft.feature_fusion.proj.weight.zero_()
     if (config.embedding_multiplier, config.feature_multiplier) != (1, 1):
         identity = torch.eye(config.hidden_size)
         draft.fc.weight.mul_(_FUSION_NOISE).add_(torch.cat((identity, identity), dim=1))

@@ -241,6 +241,21 @@ class JakiroDecoderLayer(nn.Module):
         return hidden_states + mixtures, router_logits  # [M, B, T, H]
 
 
+class JakiroFeatureFusion(nn.Module):
+    """What further layers of the target add to its features."""
+
+    def __init__(self, config: JakiroDraftConfig):
+        super().__init__()
+        hidden_size, num_layers = config.hidden_size, len(config.feature_layers)
+        self.norms = nn.ModuleList(LlamaRMSNorm(hidden_size, eps=config.rms_norm_eps) for _ in range(num_layers))
+        self.proj = nn.Linear(num_layers * hidden_size, hidden_size, bias=False)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`[..., layers * H]` → `[..., H]`, to be added to features at the size that the drafter reads them in."""
+        parts = hidden_states.chunk(len(self.norms), dim=-1)
+        return self.proj(torch.cat([norm(part) for norm, part in zip(self.norms, parts, strict=True)], dim=-1))
+
+
 class JakiroDraftPreTrainedModel(PreTrainedModel):
     config_class = JakiroDraftConfig
     base_model_prefix = ""
@@ -291,6 +306,8 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
     def __init__(self, config: JakiroDraftConfig):
         super().__init__(config)
         self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=config.fusion_bias)
+        if config.feature_layers is not None:
+            self.feature_fusion = JakiroFeatureFusion(config)
         self.layers = nn.ModuleList(JakiroDecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.rotary_emb = LlamaRotaryEmbedding(config)
         size = config.draft_vocab_size
@@ -323,6 +340,7 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
                 The target's embeddings `E(x_{t+1})` of the tokens *after* each feature.
             hidden_states (`torch.Tensor` of shape `(B, T, H)`):
                 Features `f_t`: the target's last hidden states after its final norm, or the drafter's own features.
+                With `feature_layers`, the target's are `(B, T, F)`: those of these layers before the last ones.
             attention_mask (`torch.Tensor`, *optional*):
                 None: causal. `(B, past + T)`: causal, positions with 0 are padding. `(B, 1, T, past + T)`: used as it
                 is, additive or boolean as the attention implementation wants it.
@@ -336,11 +354,18 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
         Raises:
             ValueError: if the shapes of the two inputs differ, or an output is asked for that `head_mode` lacks.
         """
-        if inputs_embeds.shape != hidden_states.shape or inputs_embeds.shape[-1] != self.config.hidden_size:
+        hidden_size, further_layers = self.config.hidden_size, self.config.feature_layers or ()
+        widths = {hidden_size, (len(further_layers) + 1) * hidden_size}
+        if (
+            inputs_embeds.shape[:-1] != hidden_states.shape[:-1]
+            or inputs_embeds.shape[-1] != hidden_size
+            or hidden_states.shape[-1] not in widths
+        ):
             raise ValueError(
                 "`inputs_embeds` and `hidden_states` must both be (batch, positions, hidden_size) with "
-                f"hidden_size={self.config.hidden_size}, got {tuple(inputs_embeds.shape)} and "
-                f"{tuple(hidden_states.shape)}."
+                f"hidden_size={hidden_size}"
+                + (f" (or {max(widths)}, with those of `feature_layers` before)" if further_layers else "")
+                + f", got {tuple(inputs_embeds.shape)} and {tuple(hidden_states.shape)}."
             )
         if output_contrastive_hidden_state and self.config.head_mode != "contrastive":
             raise ValueError(
@@ -350,10 +375,15 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
         if output_expert_hidden_states and self.config.num_experts == 1:
             raise ValueError("`output_expert_hidden_states` needs at least two experts, this drafter has one.")
 
+        further = None  # hidden states of further layers
+        if hidden_states.shape[-1] > self.config.hidden_size:
+            further, hidden_states = hidden_states.tensor_split([-self.config.hidden_size], dim=-1)
         if self.config.embedding_multiplier != 1:
             inputs_embeds = inputs_embeds * self.config.embedding_multiplier
         if self.config.feature_multiplier != 1:
             hidden_states = hidden_states * self.config.feature_multiplier
+        if further is not None:
+            hidden_states = hidden_states + self.feature_fusion(further)
         hidden_states = self.fc(torch.cat((inputs_embeds, hidden_states), dim=-1))
         if position_ids is None:
             past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -513,6 +543,8 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
         self.fc.weight[:, : self.config.hidden_size] *= self.config.embedding_multiplier / scale
         if self.fc.bias is not None:
             self.fc.bias /= scale
+        if self.config.feature_layers is not None:
+            self.feature_fusion.proj.weight /= scale
         for layer in self.layers:
             if isinstance(layer.input_layernorm, nn.Identity):
                 layer.self_attn.qkv_proj.weight *= scale

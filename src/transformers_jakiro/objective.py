@@ -56,8 +56,8 @@ class DraftingObjective:
             draft_model ([`JakiroDraftModel`], possibly wrapped for distributed training).
             target ([`Target`]): the frozen target.
             batch: `input_ids [B, T]`, `loss_mask [B, T]`, and `attention_mask [B, T]` (padding on the right) or, for
-                packed rows, `position_ids [B, T]`; `hidden_states [B, T, H]` if the target's features were computed
-                before.
+                packed rows, `position_ids [B, T]`; `hidden_states [B, T, F]` if what the drafter reads of the target
+                was computed before.
             num_items_in_batch (a scalar, *optional*): the positions that count in all batches of an optimizer step.
                 The loss is then this batch's share of their mean, so that the batches' losses add up to it.
         """
@@ -81,7 +81,7 @@ class DraftingObjective:
         loss, metrics = contrastive_parallel_loss(
             [output.last_hidden_state for output in outputs],
             [output.contrastive_hidden_state for output in outputs],
-            features,
+            features[..., -config.hidden_size :],
             batch["loss_mask"],
             target.head,
             position_ids,
@@ -104,7 +104,7 @@ class DraftingObjective:
 
 
 def read_target(target: Target, batch: Batch, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings `[B, T, H]` of a batch's tokens in `dtype`, and the target's features `[B, T, H]` in its own."""
+    """Embeddings `[B, T, H]` of a batch's tokens in `dtype`, and what the target gives `[B, T, F]` in its own."""
     input_ids = batch["input_ids"]
     features = batch.get("hidden_states")
     if features is None:
@@ -146,7 +146,7 @@ def unroll(
 
     Args:
         draft_model ([`JakiroDraftModel`], possibly wrapped).
-        embeddings, features (`[B, T, H]`): of the text's tokens, in the drafter's dtype.
+        embeddings (`[B, T, H]`), features (`[B, T, F]`): of the text's tokens, in the drafter's dtype.
         position_ids (`[B, T]`, *optional*): positions in each of a row's packed samples.
         num_steps (`int`): S.
         contrastive (`Callable`): whether a step (counted from 1) gives contrastive features, too.
@@ -187,5 +187,6 @@ def unroll(
             **outputs,
         )
         results.append(output)
-        hidden_states = torch.cat((hidden_states[:, :1], output.last_hidden_state[:, :-1]), dim=1)
+        # one position later; what the first one gets is meaningless
+        hidden_states = output.last_hidden_state.roll(1, dims=1)
     return results

@@ -6,7 +6,7 @@ What a drafter borrows from its target: token embeddings, the logits function, a
 Symbols in shape comments: B batch, T positions, H hidden size, V vocabulary, D tokens that can be drafted.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -22,9 +22,12 @@ class Target:
 
     Args:
         model ([`~transformers.PreTrainedModel`]): the target, or a PEFT model around it.
+        feature_layers (`Sequence[int]`, *optional*): hidden states that its drafter reads besides the last ones, see
+            [`JakiroDraftConfig`].
     """
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: PreTrainedModel, feature_layers: Sequence[int] | None = None):
+        self.feature_layers = tuple(feature_layers or ())
         self.model: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.config = self.model.config.get_text_config(decoder=True)
         self.embeddings = self.model.get_input_embeddings()
@@ -39,6 +42,13 @@ class Target:
 
     def check_fits(self, draft_config: JakiroDraftConfig):
         """Raises `ValueError` if a drafter with this config cannot draft for this target."""
+        num_layers = self.config.num_hidden_layers
+        if draft_config.feature_layers and max(draft_config.feature_layers) >= num_layers:
+            raise ValueError(
+                f"The drafter reads the hidden states {draft_config.feature_layers} (`feature_layers`), but "
+                f"{type(self.model).__name__} has {num_layers} layers: 0 to {num_layers - 1} are to be had, besides "
+                "the last ones. Load a drafter trained for this target."
+            )
         for field, remedy in (
             ("vocab_size", "The two must share a tokenizer."),
             ("hidden_size", "The drafter reads the target's hidden states."),
@@ -64,7 +74,8 @@ class Target:
         position_ids: torch.LongTensor | None = None,
     ) -> torch.Tensor:
         """
-        What a drafter reads: the hidden states after the final norm, one forward without a cache.
+        What a drafter reads: the hidden states of its `feature_layers` and, last, those after the final norm (the
+        *features*), in one forward without a cache.
 
         Args:
             input_ids (`[B, T]`), attention_mask (`[B, T]`, *optional*): as for the target itself.
@@ -72,18 +83,30 @@ class Target:
                 `attention_mask` must be None, and no sample sees another.
 
         Returns:
-            `[B, T, H]` in the target's dtype.
+            `[B, T, F]` in the target's dtype, F = H times the number of layers, and one.
         """
         positions = {} if position_ids is None else {"position_ids": position_ids}  # not every model takes them
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            output_hidden_states=LAST_HIDDEN,
+            output_hidden_states=self.output_hidden_states,
             use_cache=False,
             logits_to_keep=1,
             **positions,
         )
-        return outputs.hidden_states[-1]
+        return self.read(outputs.hidden_states)
+
+    @property
+    def output_hidden_states(self) -> int | list[int]:
+        """The argument of the target's forward for what its drafter reads."""
+        return [*self.feature_layers, LAST_HIDDEN] if self.feature_layers else LAST_HIDDEN
+
+    def read(self, hidden_states: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """What a drafter reads of a forward's `hidden_states`: each `[B, T, H]` → `[B, T, F]`."""
+        last = hidden_states[-1]
+        if not self.feature_layers:
+            return last
+        return torch.cat((*(hidden_states[layer].to(last.device) for layer in self.feature_layers), last), dim=-1)
 
     def head(self, features: torch.Tensor) -> torch.Tensor:
         """The target's logits of features, with its scale and soft cap: `[..., H]` → `[..., V]`."""

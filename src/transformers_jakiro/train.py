@@ -60,6 +60,9 @@ class ScriptArguments:
     feature_multiplier: float | None = field(
         default=None, metadata={"help": "Factor on the features; measured if not given, published drafters have 1."}
     )
+    feature_layers: list[int] | None = field(
+        default=None, metadata={"help": "Further hidden states of the target that the drafter reads."}
+    )
     num_hidden_layers: int | None = field(default=None, metadata={"help": "Layers of the drafter."})
     num_attention_heads: int | None = field(default=None, metadata={"help": "Attention heads of the drafter."})
     num_key_value_heads: int | None = field(default=None, metadata={"help": "Key/value heads of the drafter."})

@@ -267,7 +267,7 @@ class JakiroTrainer(Trainer):
         for dataset in (self.train_dataset, *(self.eval_dataset.values() if several else [self.eval_dataset])):
             store = feature_store(dataset)
             if store is not None:
-                store.check_fits(self.target.model.config)
+                store.check_fits(self.target.model.config, self.target.feature_layers)
                 store.check_target(self.target)
 
     def _check_distribution(self) -> None:
@@ -494,6 +494,7 @@ def _load_drafter(
     elif isinstance(model, (str, Path)):
         model = JakiroDraftModel.from_pretrained(model, dtype=torch.float32)
     target.check_fits(model.config)
+    target.feature_layers = tuple(model.config.feature_layers or ())
     model.check_draft_vocabulary()
     return model
 
