@@ -110,3 +110,5 @@ if __name__ == "__main__":
         (Path(values["output_dir"]) / "results.json").write_text(json.dumps(results))
     trainer.accelerator.wait_for_everyone()  # none may go while another still talks to it
     trainer.accelerator.end_training()
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads may abort a process that takes itself down (pytorch/pytorch#190489)
