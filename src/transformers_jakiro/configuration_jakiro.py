@@ -40,7 +40,7 @@ class JakiroDraftConfig(PreTrainedConfig):
         embedding_multiplier (`float`, defaults to 1.0), feature_multiplier (`float`, defaults to 1.0):
             Factors on the embeddings and on the features before the fusion layer; features that come out are divided
             by theirs again. Published drafters have none (1.0). Targets' embeddings are often twenty times smaller
-            than their features, and a drafter that reads both at the same size learns several times faster:
+            than their features, and a drafter that reads both at the same size learns faster at first:
             [`~transformers_jakiro.initialization.new_drafter`] measures and sets them.
         feature_layers (`list[int]`, *optional*):
             Further hidden states of the target that are fused into its features, as indices of `output_hidden_states`

@@ -44,7 +44,7 @@ def new_drafter(
     **overrides: Any,
 ) -> JakiroDraftModel:
     """
-    A new drafter that learns fast. Embeddings and features enter the fusion layer at the same size (root mean square
+    A new drafter that soon learns. Embeddings and features enter the fusion layer at the same size (root mean square
     1), and it starts as their sum: with the published initialization the features, some twenty times larger, drown
     the embeddings of the very tokens that the next ones follow from.
 
@@ -286,4 +286,4 @@ def _halves(
     return torch.stack(halves)
 
 
-__all__ = ["upcycle"]
+__all__ = ["new_drafter", "upcycle"]
