@@ -246,7 +246,7 @@ def test_errors(num_experts, changes, message):
 
 @torch.no_grad()
 def test_a_new_drafter_fits_its_targets_scales():
-    target = make_target("llama")
+    target = copy.deepcopy(make_target("llama"))  # other tests share it
     with torch.no_grad():
         target.get_input_embeddings().weight.mul_(0.05)
     torch.manual_seed(0)

@@ -20,7 +20,7 @@ from .objective import Batch, Metrics, read_target, unroll
 from .target import Target
 
 # The n likeliest nodes of a tree are about those whose path is likelier than this over n. Replays of real trees and
-# this rule agree within 15 % (tests/test_objective.py); the more confident the drafter, the more the rule exceeds them.
+# this rule agree within 15 % (tests/test_objective.py); the surer the drafter, the more the rule exceeds them.
 _LEAST_PATH_PROBABILITY = 0.15
 
 
