@@ -6,12 +6,13 @@ Drafting against an obvious reference: every path of a tree in a forward of its 
 """
 
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
 from targets import enlarge, make_drafter, make_prompt, make_target
 
-from transformers_jakiro import JakiroCandidateGenerator
+from transformers_jakiro import JakiroCandidateGenerator, generation
 from transformers_jakiro.candidate_generator import TreeShape
 from transformers_jakiro.draft_cache import DraftCache
 
@@ -49,7 +50,8 @@ class Reference:
         else:
             features = output.last_hidden_state[:, -1]
         with torch.no_grad():
-            log_probs = self.target.get_output_embeddings()(features).log_softmax(dim=-1).amax(dim=0)
+            logits = self.target.get_output_embeddings()(features) / (self.draft.config.tree_temperature or 1.0)
+            log_probs = logits.log_softmax(dim=-1).amax(dim=0)
         return sorted(zip(log_probs.tolist(), range(len(log_probs)), strict=True), reverse=True)
 
     def dynamic(self, depth: int, top_k: int, num_draft_tokens: int, two_levels: bool) -> set[tuple[int, ...]]:
@@ -90,10 +92,12 @@ DRAFTERS = {
     "jakiro": {},
     "two levels": {"tree_depth": 2},
     "one level": {"tree_depth": 1},
+    "sharpened": {"tree_temperature": 0.5},
     "chain": {"tree_top_k": 1},
     "jakiro, 3 experts, 2 layers": {"num_experts": 3, "num_hidden_layers": 2},
     "dense": {"num_experts": 1, "head_mode": "single"},
     "star": STAR,
+    "star, sharpened": {**STAR, "tree_temperature": 0.5},
     "static": {"static_tree": STATIC},
     "static, one level": {"static_tree": [[0], [3], [4]]},
     "star, static": {**STAR, "static_tree": STATIC},
@@ -218,6 +222,35 @@ def test_shapes_of_trees():
     assert (shape.depth, shape.top_k, shape.num_draft_tokens, shape.static_tree) == (5, 3, 7, None)
     assert shape.as_chain().top_k == 1
     assert shape.as_chain().num_draft_tokens == 5
+
+
+@pytest.mark.parametrize(
+    ("sampling", "config_value", "expected"),
+    [
+        ({"do_sample": False}, None, 0.65),
+        ({"do_sample": False, "temperature": 3.0}, None, 0.65),
+        ({"do_sample": True}, None, 1.0),
+        ({"do_sample": True, "temperature": 0.8}, None, 0.8),
+        ({"do_sample": True, "temperature": 0.2}, None, 0.65),
+        ({"do_sample": True, "temperature": 1.7}, None, 1.7),
+        ({"do_sample": False}, 1.0, 1.0),
+        ({"do_sample": True, "temperature": 1.7}, 0.4, 0.4),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*do_sample.*")
+def test_tree_temperature_follows_the_sampling(sampling, config_value, expected):
+    target = make_target()
+    draft = make_drafter(target, tree_temperature=config_value)
+    shapes = []
+
+    class Recording(JakiroCandidateGenerator):
+        def __init__(self, draft_model, target, shape):
+            shapes.append(shape)
+            super().__init__(draft_model, target, shape)
+
+    with mock.patch.object(generation, "JakiroCandidateGenerator", Recording):
+        target.generate(make_prompt(4), assistant_model=draft, max_new_tokens=2, **sampling)
+    assert [shape.temperature for shape in shapes] == [expected]
 
 
 def test_draft_cache_holds_what_was_written():

@@ -32,6 +32,7 @@ def pair(golden, golden_original):
         draft.config.tree_depth = tree["depth"] + 1
         draft.config.tree_top_k = tree["top_k"]
         draft.config.num_draft_tokens = tree["total_tokens"] - 1
+        draft.config.tree_temperature = 1.0
         return target, draft
 
     return load

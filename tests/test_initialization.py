@@ -266,9 +266,10 @@ def test_a_new_drafter_fits_its_targets_scales():
 
 
 @pytest.mark.parametrize("multiplier", [0.0, -1.0, float("nan"), float("inf")])
-def test_multipliers_are_positive(multiplier):
-    with pytest.raises(ValueError, match=r"`feature_multiplier` must be a positive number"):
-        JakiroDraftConfig(feature_multiplier=multiplier)
+@pytest.mark.parametrize("name", ["embedding_multiplier", "feature_multiplier", "tree_temperature"])
+def test_factors_are_positive(name, multiplier):
+    with pytest.raises(ValueError, match=rf"`{name}` must be a positive number"):
+        JakiroDraftConfig(**{name: multiplier})
 
 
 @pytest.mark.parametrize("overrides", [{}, {"num_hidden_layers": 2}, {"num_experts": 1, "head_mode": "single"}])

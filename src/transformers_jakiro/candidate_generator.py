@@ -20,11 +20,15 @@ from .modeling_jakiro import JakiroDraftOutput
 from .target import Target
 from .tree import DraftTree, StaticTree, select_tree
 
+# Tokens per forward of a chat model of 44M parameters, trees of 59 nodes. Greedy: 4.05 at 1, 4.38 at 0.7, 4.39 at 0.6,
+# 4.37 at 0.5, 4.20 at 0.4. Sampling at temperature 0.5: 3.35 at 1, 3.46 at 0.8, 3.47 at 0.65, 3.40 at 0.5.
+_LEAST_TREE_TEMPERATURE = 0.65
+
 
 @dataclass(frozen=True)
 class TreeShape:
     """
-    How large the trees of one generation may get; see [`JakiroDraftConfig`] for the fields. With `two_levels` the
+    How the trees of one generation are chosen; see [`JakiroDraftConfig`] for the fields. With `two_levels` the
     last level comes from the contrastive branch and has no drafter forward of its own.
     """
 
@@ -33,10 +37,16 @@ class TreeShape:
     num_draft_tokens: int
     two_levels: bool
     static_tree: StaticTree | None = None
+    temperature: float = 1.0
 
     @classmethod
-    def from_config(cls, config: JakiroDraftConfig, num_draft_tokens: int | None = None) -> "TreeShape":
-        """The shape in a drafter's config, checked; `num_draft_tokens` overrides the config's."""
+    def from_config(
+        cls, config: JakiroDraftConfig, num_draft_tokens: int | None = None, sampling_temperature: float = 1.0
+    ) -> "TreeShape":
+        """
+        The shape in a drafter's config, checked; `num_draft_tokens` overrides the config's. `sampling_temperature` is
+        the target's, 0 for greedy decoding.
+        """
         config.check_consistency()
         if num_draft_tokens is not None and num_draft_tokens < 1:
             raise ValueError(f"`num_assistant_tokens` must be at least 1, got {num_draft_tokens}.")
@@ -47,7 +57,8 @@ class TreeShape:
         else:
             static_tree, depth, top_k = None, config.tree_depth, config.tree_top_k
         two_levels = config.head_mode == "contrastive" and depth >= 2
-        return cls(depth, top_k, num_draft_tokens or config.num_draft_tokens, two_levels, static_tree)
+        temperature = config.tree_temperature or max(sampling_temperature, _LEAST_TREE_TEMPERATURE)
+        return cls(depth, top_k, num_draft_tokens or config.num_draft_tokens, two_levels, static_tree, temperature)
 
     def as_chain(self) -> "TreeShape":
         """One child per node."""
@@ -301,17 +312,19 @@ class JakiroCandidateGenerator(CandidateGenerator):
     ) -> tuple[torch.Tensor, torch.LongTensor]:
         """
         The best next tokens of each node, best first: log-probabilities (float32) and tokens, both `[B, W, K]`.
-        Probabilities are those among the tokens that can be drafted.
+        Probabilities are those among the tokens that can be drafted, at the tree's temperature.
 
         Decoupled experts (Jakiro\\*) are heads of their own: a token's probability is the larger of the two, so the
         best tokens are the deduplicated union of both experts' best.
         """
         if output.expert_hidden_states is not None:
-            logits = self._head(output.expert_hidden_states).float()  # [2, B, W, D]
-            log_probs = logits.log_softmax(dim=-1).amax(dim=0)
+            features = output.expert_hidden_states  # [2, B, W, H]
         else:
-            features = output.contrastive_hidden_state if contrastive else output.last_hidden_state
-            log_probs = self._head(features).float().log_softmax(dim=-1)  # [B, W, D]
+            features = output.contrastive_hidden_state if contrastive else output.last_hidden_state  # [B, W, H]
+        logits = self._head(features).float() / self.shape.temperature
+        log_probs = logits.log_softmax(dim=-1)  # [..., W, D]
+        if output.expert_hidden_states is not None:
+            log_probs = log_probs.amax(dim=0)
         best, tokens = log_probs.topk(top_k, dim=-1)
         tokens = tokens.to(self.device)
         if self._draft_token_ids is not None:

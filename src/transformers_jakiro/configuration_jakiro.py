@@ -69,6 +69,11 @@ class JakiroDraftConfig(PreTrainedConfig):
             Nodes of a tree that are sent to the target, the root not counted. A tree never has more than
             `tree_top_k + (tree_depth - 1) * tree_top_k ** 2` candidates; a larger number means all of them.
             `generate(num_assistant_tokens=k)` overrides it for one call.
+        tree_temperature (`float`, *optional*):
+            Temperature of the drafter's probabilities when the nodes of a tree are chosen; changes which tokens are
+            drafted, never the text. Default: the one the target samples with, at least 0.65; greedy decoding counts
+            as 0. A target that takes the likeliest token follows the drafter's favourites more often than their
+            probabilities say, so that deeper and narrower trees are accepted better. Published drafters use 1.0.
         static_tree (`list[list[int]]`, *optional*):
             A fixed tree instead of a dynamic one: each node as the path of child ranks that leads to it, for example
             `[[0], [1], [0, 0]]`. Overrides `tree_depth`, `tree_top_k` and `num_draft_tokens`.
@@ -122,6 +127,7 @@ class JakiroDraftConfig(PreTrainedConfig):
     tree_depth: int = 7
     tree_top_k: int = 10
     num_draft_tokens: int = 59
+    tree_temperature: int | float | None = None
     static_tree: list[list[int]] | None = None
 
     def __post_init__(self, **kwargs):
@@ -151,9 +157,10 @@ class JakiroDraftConfig(PreTrainedConfig):
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        for name in ("embedding_multiplier", "feature_multiplier"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"`{name}` must be a positive number, got {getattr(self, name)}.")
+        for name in ("embedding_multiplier", "feature_multiplier", "tree_temperature"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"`{name}` must be a positive number, got {value}.")
         layers = self.feature_layers
         if layers is not None and (not layers or min(layers) < 0 or sorted({*layers}) != layers):
             raise ValueError(

@@ -152,9 +152,9 @@ def jakiro_decode(
     _compat.check_cache(cache)
 
     target = Target(model, assistant_model.config.feature_layers)
-    drafter = JakiroCandidateGenerator(
-        assistant_model, target, TreeShape.from_config(assistant_model.config, num_assistant_tokens)
-    )
+    sampling_temperature = (generation_config.temperature or 1.0) if generation_config.do_sample else 0.0
+    shape = TreeShape.from_config(assistant_model.config, num_assistant_tokens, sampling_temperature)
+    drafter = JakiroCandidateGenerator(assistant_model, target, shape)
     row = _Row(input_ids, generation_config, logits_processor, stopping_criteria)
     outputs = _prefill(target, drafter, input_ids, generation_config, model_kwargs)
     forward = _TreeForward(target, cache, generation_config, model_kwargs, prompt_length=cache.get_seq_length())
