@@ -24,17 +24,14 @@ from transformers import (
 import transformers_jakiro
 from transformers_jakiro.data import (
     JakiroDataCollator,
-    PackedDataset,
-    best_fit_decreasing,
-    check_packing,
     check_tokenizer,
-    pack_rows,
     prepare_dataset,
     read_conversations,
     tokenize_conversation,
 )
 from transformers_jakiro.losses import contrastive_parallel_loss
 from transformers_jakiro.objective import DraftingObjective
+from transformers_jakiro.packing import PackedDataset, best_fit_decreasing, check_packing, pack_rows
 from transformers_jakiro.target import Target
 
 MARKED = (

@@ -11,11 +11,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from transformers_jakiro import JakiroDraftModel
 from transformers_jakiro.candidate_generator import JakiroCandidateGenerator, TreeShape
-from transformers_jakiro.data import JakiroDataCollator, pack_rows, read_conversations
+from transformers_jakiro.data import JakiroDataCollator, read_conversations
 from transformers_jakiro.demo import PAIR
 from transformers_jakiro.losses import contrastive_parallel_loss, distillation_loss
 from transformers_jakiro.metrics import drafting_metrics
 from transformers_jakiro.objective import DraftingObjective, read_target, unroll
+from transformers_jakiro.packing import pack_rows
 from transformers_jakiro.target import Target
 
 

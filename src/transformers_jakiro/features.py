@@ -35,8 +35,9 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import convert_file_size_to_int
 
-from .data import JakiroDataCollator, check_packing, check_tokenizer, prepare_dataset, read_conversations
+from .data import JakiroDataCollator, check_tokenizer, prepare_dataset, read_conversations
 from .files import write_json
+from .packing import check_packing
 from .target import Target
 
 INDEX = "index.json"

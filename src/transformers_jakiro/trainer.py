@@ -26,12 +26,13 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import EvalLoopOutput
 
 from .benchmark import accept_lengths, tokens_per_forward
-from .data import JakiroDataCollator, check_packing, check_tokenizer, prepare_dataset
+from .data import JakiroDataCollator, check_tokenizer, prepare_dataset
 from .features import FeatureDataset
 from .initialization import new_drafter
 from .metrics import drafting_metrics
 from .modeling_jakiro import JakiroDraftModel
 from .objective import DraftingObjective
+from .packing import check_packing
 from .target import Target
 
 
