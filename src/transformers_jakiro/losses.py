@@ -101,7 +101,9 @@ def contrastive_parallel_loss(
         )  # [M, C]
         with torch.no_grad():
             index, known = draft_index(target_logits.argmax(dim=-1), draft_token_ids)
-            rank = (logits > logits.gather(-1, index.expand(logits.shape[:-1])[..., None])).sum(dim=-1)
+            threshold = logits.gather(-1, index.expand(logits.shape[:-1])[..., None])
+            # comparisons as float32: booleans would be summed as int64, at the cost of the head
+            rank = torch.gt(logits, threshold, out=torch.empty_like(logits)).sum(dim=-1)
             terms = (regression, classification, *((rank < k) & known for k in (1, 2, 3)))
             sums = torch.stack([(term * present[:, rows]).sum(dim=1) for term in terms])  # [terms, M]
         loss = regression_weight * regression + classification_weight * classification

@@ -75,7 +75,8 @@ class DraftingObjective:
             inputs.to(module.dtype),
             position_ids,
             self.unroll_steps,
-            contrastive=lambda step: config.head_mode == "contrastive",
+            # drafting, too, uses it in the last step only
+            contrastive=lambda step: config.head_mode == "contrastive" and step == self.unroll_steps,
             output_router_logits=routes,
         )
         loss, metrics = contrastive_parallel_loss(
