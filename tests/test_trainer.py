@@ -80,6 +80,16 @@ def test_every_option_of_the_objective_is_an_argument():
         assert argument.metadata["help"]
 
 
+def test_unrolling_starts_late(target, tmp_path):
+    arguments = {"max_steps": 5, "unroll_steps": 2, "unroll_start": 0.5, "logging_steps": 1}
+    trainer = make_trainer(target, tmp_path, arguments=arguments)
+    trainer.train()
+    unrolled = ["accuracy_step2" in entry for entry in trainer.state.log_history if "loss" in entry]
+    assert unrolled == [False, False, False, True, True]
+    with pytest.raises(ValueError, match=r"`unroll_start` is a share of the training, 0 to 1, got 2"):
+        make_arguments(tmp_path, unroll_start=2)
+
+
 def test_models_by_name(target, tmp_path):
     target.save_pretrained(tmp_path / "target")
     trainer = JakiroTrainer(

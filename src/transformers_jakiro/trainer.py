@@ -4,7 +4,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,9 @@ class JakiroTrainingArguments(TrainingArguments):
             Weight of the load-balancing loss of drafters with more than two experts.
         unroll_steps (`int`, defaults to 1):
             Steps that the drafter is unrolled for in training, from the second on with its own features, as it drafts.
+        unroll_start (`float`, defaults to 0.0):
+            Share of the training's steps before the drafter is unrolled: features that have yet to become like the
+            target's teach little, and an unrolled step costs `unroll_steps` forwards.
         distillation_top_k (`int`, defaults to 0), acceptance_decay (`float`, defaults to 0.0):
             Variants of the cross-entropy, see [`~transformers_jakiro.losses.distillation_loss`]; 0: none.
 
@@ -112,6 +115,9 @@ class JakiroTrainingArguments(TrainingArguments):
     unroll_steps: int = field(
         default=1, metadata={"help": "Steps to unroll the drafter for, from the second on with its own features."}
     )
+    unroll_start: float = field(
+        default=0.0, metadata={"help": "Share of the training before the drafter is unrolled, 0 to 1."}
+    )
     distillation_top_k: int = field(
         default=0, metadata={"help": "Tokens of the target that the cross-entropy counts; 0: all."}
     )
@@ -146,6 +152,8 @@ class JakiroTrainingArguments(TrainingArguments):
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
+        if not 0 <= self.unroll_start <= 1:
+            raise ValueError(f"`unroll_start` is a share of the training, 0 to 1, got {self.unroll_start}.")
         super().__post_init__()
 
 
@@ -309,7 +317,10 @@ class JakiroTrainer(Trainer):
         num_items_in_batch: torch.Tensor | None = None,
     ):
         """The drafting objective on one batch, see [`~transformers_jakiro.objective.DraftingObjective`]."""
-        loss, metrics = self.objective(model, self.target, inputs, num_items_in_batch)
+        objective = self.objective
+        if self.state.global_step < self.args.unroll_start * self.state.max_steps:
+            objective = replace(objective, unroll_steps=1)
+        loss, metrics = objective(model, self.target, inputs, num_items_in_batch)
         self._add("train", metrics)
         self._latest = model, {name: value[:1] for name, value in inputs.items()}
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
