@@ -258,8 +258,11 @@ def test_a_new_drafter_fits_its_targets_scales():
         (Target(target).features(tokens), draft.config.feature_multiplier),
     ):
         assert values.mul(multiplier).square().mean().sqrt() == pytest.approx(1, rel=0.2)
-    published = new_drafter(target, embedding_multiplier=1, feature_multiplier=1)
+    sizes = Target(target).features(tokens).square().mean(dim=(0, 1)).sqrt() * draft.config.feature_multiplier
+    torch.testing.assert_close(draft.norm.weight, sizes, rtol=0.3, atol=0.1)
+    published = new_drafter(target, embedding_multiplier=1, feature_multiplier=1, final_norm=False)
     assert published.fc.weight.abs().max() < 0.2  # no identity
+    assert not any("norm" in name and "layers" not in name for name in published.state_dict())
     target.model.norm.weight.data[0] = float("nan")
     with pytest.raises(ValueError, match=r"features have a root mean square of nan"):
         new_drafter(target)
@@ -272,19 +275,29 @@ def test_factors_are_positive(name, multiplier):
         JakiroDraftConfig(**{name: multiplier})
 
 
-@pytest.mark.parametrize("overrides", [{}, {"num_hidden_layers": 2}, {"num_experts": 1, "head_mode": "single"}])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"num_hidden_layers": 2, "final_norm": False},
+        {"num_experts": 1, "head_mode": "single", "final_norm": False},
+    ],
+)
 @torch.no_grad()
 def test_folded_multipliers_are_the_same_function(overrides, tmp_path):
     target = make_target("llama")
     torch.manual_seed(0)
     draft = new_drafter(target, embedding_multiplier=7.0, feature_multiplier=0.3, **overrides).double()
+    if draft.config.final_norm:
+        draft.norm.weight.copy_(torch.rand_like(draft.norm.weight))
     inputs = {
         "inputs_embeds": torch.randn(2, 6, target.config.hidden_size, dtype=torch.float64),
         "hidden_states": 3 * torch.randn(2, 6, target.config.hidden_size, dtype=torch.float64),
         "output_contrastive_hidden_state": draft.config.head_mode == "contrastive",
     }
-    with pytest.raises(ValueError, match=r"knows no multipliers"):
-        jakiro_state_dict_to_original(draft.state_dict(), draft.config)
+    if not draft.config.final_norm:
+        with pytest.raises(ValueError, match=r"knows no multipliers"):
+            jakiro_state_dict_to_original(draft.state_dict(), draft.config)
     draft.save_pretrained(tmp_path / "before")
     expected = draft(**inputs)
     draft.fold_multipliers()
@@ -294,4 +307,8 @@ def test_folded_multipliers_are_the_same_function(overrides, tmp_path):
         got = JakiroDraftModel.from_pretrained(tmp_path / folder, dtype=torch.float64)(**inputs)
         for name, value in expected.items():
             torch.testing.assert_close(got[name], value, atol=1e-6, rtol=1e-6)  # norms are computed in float32
-    jakiro_state_dict_to_original(draft.state_dict(), draft.config)
+    if draft.config.final_norm:
+        with pytest.raises(ValueError, match=r"knows no norm after the experts"):
+            jakiro_state_dict_to_original(draft.state_dict(), draft.config)
+    else:
+        jakiro_state_dict_to_original(draft.state_dict(), draft.config)

@@ -42,6 +42,9 @@ class JakiroDraftConfig(PreTrainedConfig):
             by theirs again. Published drafters have none (1.0). Targets' embeddings are often twenty times smaller
             than their features, and a drafter that reads both at the same size learns faster at first:
             [`~transformers_jakiro.initialization.new_drafter`] measures and sets them.
+        final_norm (`bool`, defaults to `False`):
+            RMSNorm on the features that come out, as on the target's, so that what is fed back for the next level
+            keeps their size. Published drafters have none, new ones do (as in EAGLE-3, arXiv 2503.01840).
         feature_layers (`list[int]`, *optional*):
             Further hidden states of the target that are fused into its features, as indices of `output_hidden_states`
             (i: what layer i reads), for example `[2, 16, 29]` of 32 layers (EAGLE-3, arXiv 2503.01840).
@@ -111,6 +114,7 @@ class JakiroDraftConfig(PreTrainedConfig):
     fusion_bias: bool = True
     embedding_multiplier: int | float = 1.0
     feature_multiplier: int | float = 1.0
+    final_norm: bool = False
     feature_layers: list[int] | None = None
 
     num_experts: int = 2

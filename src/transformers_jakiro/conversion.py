@@ -172,6 +172,11 @@ def _layout(config: JakiroDraftConfig) -> Layout:
             f"embedding_multiplier={config.embedding_multiplier}, feature_multiplier={config.feature_multiplier}. "
             "Call `draft.fold_multipliers()` first."
         )
+    if config.final_norm:
+        raise ValueError(
+            "The original layout knows no norm after the experts, got `final_norm=True`. Save this drafter with "
+            "`save_pretrained` instead; one that is to be exported must be trained with `final_norm=False`."
+        )
     if config.feature_layers is not None:
         raise ValueError(
             "The original layout knows drafters of the target's last hidden states alone, got "

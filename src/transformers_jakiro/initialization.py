@@ -25,7 +25,7 @@ from .target import Target
 _KEPT_FIELDS = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
     *("hidden_act", "gated_experts", "rms_norm_eps", "rope_parameters", "attention_bias", "fusion_bias"),
-    *("embedding_multiplier", "feature_multiplier", "feature_layers", "draft_vocab_size"),
+    *("embedding_multiplier", "feature_multiplier", "final_norm", "feature_layers", "draft_vocab_size"),
 )
 # tokens that a target's scales are measured on
 _NUM_PROBE_TOKENS = 128
@@ -46,14 +46,15 @@ def new_drafter(
     """
     A new drafter that soon learns. Embeddings and features enter the fusion layer at the same size (root mean square
     1), and it starts as their sum: with the published initialization the features, some twenty times larger, drown
-    the embeddings of the very tokens that the next ones follow from.
+    the embeddings of the very tokens that the next ones follow from. A final norm, which starts with the size of each
+    of the target's features, keeps those that the drafter feeds back to itself like the target's.
 
     Args:
         target ([`~transformers.PreTrainedModel`]): the target. One forward of a few tokens measures its scales.
         draft_token_ids (*optional*): the only tokens to draft, in any order; `draft_vocab_size` is their number. See
             [`~transformers_jakiro.data.frequent_tokens`]. Default: all.
-        overrides: fields of [`JakiroDraftConfig`]; with `embedding_multiplier=1, feature_multiplier=1` the drafter is
-            initialized as the published ones are.
+        overrides: fields of [`JakiroDraftConfig`]; with `embedding_multiplier=1, feature_multiplier=1,
+            final_norm=False` the drafter is initialized as the published ones are.
 
     Returns:
         The drafter, in float32 on the CPU.
@@ -66,27 +67,27 @@ def new_drafter(
         draft_token_ids = torch.as_tensor(draft_token_ids, device="cpu").sort().values
         overrides = {"draft_vocab_size": len(draft_token_ids), **overrides}
     target = target if isinstance(target, Target) else Target(target)
-    config = JakiroDraftConfig.from_target(target.model.config, **overrides)
+    config = JakiroDraftConfig.from_target(target.model.config, **{"final_norm": True, **overrides})
     target.check_fits(config)
-    if "embedding_multiplier" not in overrides or "feature_multiplier" not in overrides:
-        tokens = torch.linspace(0, config.vocab_size - 1, _NUM_PROBE_TOKENS, device=target.embeddings.weight.device)
-        tokens = tokens.long()[None]
-        for name, values in (
-            ("embedding_multiplier", target.embed(tokens)),
-            ("feature_multiplier", target.features(tokens)[..., -config.hidden_size :]),
-        ):
-            size = values.float().square().mean().sqrt().item()
-            if not 0 < size < float("inf"):
-                raise ValueError(
-                    f"The target's {name.split('_')[0]}s have a root mean square of {size}: its weights are damaged, "
-                    f"or {values.dtype} is too narrow for it."
-                )
-            if name not in overrides:
-                setattr(config, name, 1 / size)
+    tokens = torch.linspace(0, config.vocab_size - 1, _NUM_PROBE_TOKENS, device=target.embeddings.weight.device)
+    tokens = tokens.long()[None]
+    features = target.features(tokens)[..., -config.hidden_size :]
+    for name, values in (("embedding_multiplier", target.embed(tokens)), ("feature_multiplier", features)):
+        size = values.float().square().mean().sqrt().item()
+        if not 0 < size < float("inf"):
+            raise ValueError(
+                f"The target's {name.split('_')[0]}s have a root mean square of {size}: its weights are damaged, "
+                f"or {values.dtype} is too narrow for it."
+            )
+        if name not in overrides:
+            setattr(config, name, 1 / size)
     draft = JakiroDraftModel(config)
     if draft_token_ids is not None:
         draft.draft_token_ids = draft_token_ids
     draft.check_draft_vocabulary()
+    if config.final_norm:
+        sizes = features.float().square().mean(dim=(0, 1)).sqrt()  # [H]
+        draft.norm.weight.copy_(sizes * config.feature_multiplier)
     if config.feature_layers is not None:  # nothing added at first
         draft.feature_fusion.proj.weight.zero_()
     if (config.embedding_multiplier, config.feature_multiplier) != (1, 1):

@@ -309,6 +309,7 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
         if config.feature_layers is not None:
             self.feature_fusion = JakiroFeatureFusion(config)
         self.layers = nn.ModuleList(JakiroDecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps) if config.final_norm else nn.Identity()
         self.rotary_emb = LlamaRotaryEmbedding(config)
         size = config.draft_vocab_size
         self.register_buffer("draft_token_ids", None if size is None else torch.full((size,), -1))
@@ -410,6 +411,7 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
                 **kwargs,
             )
             hidden_states = mixtures[0]
+        mixtures = self.norm(mixtures)
         if self.config.feature_multiplier != 1:
             mixtures = mixtures / self.config.feature_multiplier
         return JakiroDraftOutput(
@@ -553,6 +555,9 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
             for norm in (layer.input_layernorm, layer.post_attention_layernorm):
                 if isinstance(norm, LlamaRMSNorm):
                     norm.variance_epsilon /= scale**2
+        if self.config.final_norm:
+            self.norm.variance_epsilon /= scale**2
+            self.norm.weight /= scale
         self.config.rms_norm_eps /= scale**2
         self.config.embedding_multiplier = self.config.feature_multiplier = 1.0
 

@@ -60,6 +60,9 @@ class ScriptArguments:
     feature_multiplier: float | None = field(
         default=None, metadata={"help": "Factor on the features; measured if not given, published drafters have 1."}
     )
+    final_norm: bool | None = field(
+        default=None, metadata={"help": "Norm on the drafter's features; new drafters have it, published ones do not."}
+    )
     feature_layers: list[int] | None = field(
         default=None, metadata={"help": "Further hidden states of the target that the drafter reads."}
     )
