@@ -128,6 +128,7 @@ def add_features(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--max-length", type=int, default=2048, metavar="N", help="tokens a row is cut to (2048)")
     parser.add_argument("--packing", action="store_true", help="join conversations to rows of about --max-length")
+    parser.add_argument("--all-tokens", action="store_true", help="let all tokens count, not the answers' alone")
     parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of the target and its features (auto)")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="rows per forward (8)")
     parser.add_argument(

@@ -41,7 +41,10 @@ def test_regenerate_then_features(tmp_path, capsys):
     assert [(row["id"], len(row["messages"])) for row in written] == [(n, 2) for n in range(4)]
 
     arguments = [*pair, "--data", str(answers), "--output", str(store), "--max-length", "64"]
+    assert main(["features", *arguments, "--output", str(tmp_path / "all"), "--all-tokens"]) == 0
+    assert all(all(row["loss_mask"]) for row in FeatureDataset(tmp_path / "all"))
     assert main(["features", *arguments]) == 0
+    assert not all(all(row["loss_mask"]) for row in FeatureDataset(store))
     stored = FeatureDataset(store, verify=True)
     assert f"Saved 4 rows, {sum(stored.lengths)} tokens, " in capsys.readouterr().out
     assert stored[0]["hidden_states"].shape == (stored.lengths[0], 192)

@@ -248,6 +248,18 @@ def test_foreign_token_ids(tokenizer):
 
 
 @pytest.mark.parametrize("kind", ["list", "dataset"])
+@pytest.mark.parametrize("packing", [False, True])
+def test_prompts_may_count(kind, packing, tokenizer):
+    dataset = [{"input_ids": [8, 9, 10, 11], "loss_mask": [0, 0, 1, 1]}]
+    wrap = pytest.importorskip("datasets").Dataset.from_list if kind == "dataset" else list
+    (row,) = prepare_dataset(wrap(dataset), tokenizer, max_length=4, packing=packing, assistant_only_loss=False)
+    assert (row["input_ids"], row["loss_mask"]) == ([8, 9, 10, 11], [1, 1, 1, 1])
+    chat = [{"prompt": "a b", "completion": "c"}]
+    (row,) = prepare_dataset(wrap(chat), tokenizer, max_length=9, assistant_only_loss=False)
+    assert row["loss_mask"] == [1] * len(row["input_ids"])
+
+
+@pytest.mark.parametrize("kind", ["list", "dataset"])
 def test_rows_that_cannot_count_are_dropped(kind, tokenizer):
     masks = [[0, 0, 1, 1, 0], [1, 0, 0, 0, 1], [0, 0, 0, 1, 0], [0, 0, 0, 0, 0], [0, 1, 0, 0, 0]]
     dataset = [{"input_ids": [8, 9, 10, 11, 12], "loss_mask": mask} for mask in masks]

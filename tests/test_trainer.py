@@ -80,6 +80,22 @@ def test_every_option_of_the_objective_is_an_argument():
         assert argument.metadata["help"]
 
 
+def test_prompts_may_count_in_training(target, tmp_path):
+    rows = make_rows(4)
+    assert not all(all(row["loss_mask"]) for row in rows)
+    for only_answers in (True, False):
+        trainer = make_trainer(
+            target,
+            tmp_path,
+            train_dataset=rows,
+            eval_dataset=rows,
+            arguments={"assistant_only_loss": only_answers},
+        )
+        expected = [row["loss_mask"] if only_answers else [1] * len(row["loss_mask"]) for row in rows]
+        assert [row["loss_mask"] for row in trainer.train_dataset] == expected
+        assert [row["loss_mask"] for row in trainer.eval_dataset] == [row["loss_mask"] for row in rows]
+
+
 def test_unrolling_starts_late(target, tmp_path):
     arguments = {"max_steps": 5, "unroll_steps": 2, "unroll_start": 0.5, "logging_steps": 1}
     trainer = make_trainer(target, tmp_path, arguments=arguments)

@@ -181,7 +181,11 @@ def _tokenized(row: Mapping[str, Any]) -> Row:
 
 
 def _prepare_row(
-    row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None, max_length: int | None, vocab_size: int | None
+    row: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase | None,
+    max_length: int | None,
+    vocab_size: int | None,
+    assistant_only_loss: bool,
 ) -> Row:
     """A row of a dataset in any of the accepted formats, see [`prepare_dataset`]."""
     row = {name: value for name, value in row.items() if value is not None}  # Arrow fills in None
@@ -204,6 +208,8 @@ def _prepare_row(
             f"A row holds the token ids {min(input_ids)} to {max(input_ids)}, the vocabulary has {vocab_size} "
             "(0 to one less). The dataset was tokenized with another tokenizer: use the target's."
         )
+    if not assistant_only_loss:
+        prepared["loss_mask"] = [1] * len(input_ids)
     return prepared
 
 
@@ -268,6 +274,7 @@ def prepare_dataset(
     *,
     max_length: int | None,
     packing: bool = False,
+    assistant_only_loss: bool = True,
     num_proc: int | None = None,
     vocab_size: int | None = None,
     packing_buffer_size: int = 1000,
@@ -296,6 +303,7 @@ def prepare_dataset(
         packing: join samples into rows of up to `max_length` tokens, without one seeing another. Over the whole
             dataset, or over `packing_buffer_size` samples at a time when streaming. See
             [`~transformers_jakiro.packing.check_packing`].
+        assistant_only_loss: False lets every token count, whatever the table says.
         num_proc: processes that tokenize a `datasets.Dataset`.
         vocab_size: the target's, to find foreign token ids. Default: the tokenizer's.
         packing_buffer_size: see `packing`.
@@ -326,7 +334,13 @@ def prepare_dataset(
         raise ValueError(f"A dataset with the columns {sorted(first)} needs the target's tokenizer, got None.")
     if vocab_size is None and tokenizer is not None:
         vocab_size = len(tokenizer)
-    prepare = partial(_prepare_row, tokenizer=tokenizer, max_length=max_length, vocab_size=vocab_size)
+    prepare = partial(
+        _prepare_row,
+        tokenizer=tokenizer,
+        max_length=max_length,
+        vocab_size=vocab_size,
+        assistant_only_loss=assistant_only_loss,
+    )
 
     is_rows = "input_ids" in first and "loss_mask" in first
     if "hidden_states" in first or (is_rows and not from_hub and isinstance(dataset, Dataset)):

@@ -464,6 +464,7 @@ def run_features(
     *,
     max_length: int | None = None,
     packing: bool = False,
+    all_tokens: bool = False,
     dtype: str = "auto",
     num_samples: int | None = None,
     **arguments: Any,
@@ -475,7 +476,9 @@ def run_features(
     check_tokenizer(tokenizer, target_model.config)
     if packing:
         check_packing(Target(target_model))
-    rows = prepare_dataset(conversations, tokenizer, max_length=max_length, packing=packing)
+    rows = prepare_dataset(
+        conversations, tokenizer, max_length=max_length, packing=packing, assistant_only_loss=not all_tokens
+    )
     features = write_features(target_model, rows, output, **arguments)
     size = tqdm.format_sizeof(sum(shard["bytes"] for shard in features.index["shards"]), "B")
     print(f"Saved {len(features)} rows, {features.index['num_tokens']} tokens, {size} in {output}")

@@ -52,6 +52,9 @@ class JakiroTrainingArguments(TrainingArguments):
             Tokens that a sample is cut to, and the length of packed rows.
         packing (`bool`, defaults to `False`):
             Fill rows of `max_length` tokens with several samples, which do not see each other.
+        assistant_only_loss (`bool`, defaults to `True`):
+            Whether only the assistant's tokens count in training, or those of the prompts, too, from which a drafter
+            learns as well. In evaluation only the assistant's do. (Stored features know already what counts.)
         dataset_num_proc (`int`, *optional*):
             Processes that tokenize a `datasets.Dataset`.
 
@@ -100,6 +103,9 @@ class JakiroTrainingArguments(TrainingArguments):
     packing: bool = field(
         default=False,
         metadata={"help": "Fill rows of `max_length` with several samples, which do not see each other."},
+    )
+    assistant_only_loss: bool = field(
+        default=True, metadata={"help": "Train on the assistant's tokens only, not on those of the prompts."}
     )
     dataset_num_proc: int | None = field(
         default=None, metadata={"help": "Processes that tokenize a `datasets.Dataset`."}
@@ -232,7 +238,7 @@ class JakiroTrainer(Trainer):
         if processing_class is not None:
             check_tokenizer(processing_class, self.target.config)
         with args.main_process_first(desc="tokenizing"):  # the others find its cache
-            train_dataset = self._prepare(train_dataset, processing_class, args)
+            train_dataset = self._prepare(train_dataset, processing_class, args, args.assistant_only_loss)
             if isinstance(eval_dataset, Mapping):
                 eval_dataset = {name: self._prepare(one, processing_class, args) for name, one in eval_dataset.items()}
             else:
@@ -256,7 +262,13 @@ class JakiroTrainer(Trainer):
         self._sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "eval": {}}
         self._prompts: list[torch.Tensor] = []
 
-    def _prepare(self, dataset: Any, tokenizer: PreTrainedTokenizerBase | None, args: JakiroTrainingArguments) -> Any:
+    def _prepare(
+        self,
+        dataset: Any,
+        tokenizer: PreTrainedTokenizerBase | None,
+        args: JakiroTrainingArguments,
+        assistant_only_loss: bool = True,
+    ) -> Any:
         if dataset is None or feature_store(dataset) is not None:
             return dataset
         return prepare_dataset(
@@ -264,6 +276,7 @@ class JakiroTrainer(Trainer):
             tokenizer,
             max_length=args.max_length,
             packing=args.packing,
+            assistant_only_loss=assistant_only_loss,
             num_proc=args.dataset_num_proc,
             vocab_size=self.target.config.vocab_size,
         )
