@@ -54,7 +54,9 @@ class Reference:
             log_probs = logits.log_softmax(dim=-1).amax(dim=0)
         return sorted(zip(log_probs.tolist(), range(len(log_probs)), strict=True), reverse=True)
 
-    def dynamic(self, depth: int, top_k: int, num_draft_tokens: int, two_levels: bool) -> set[tuple[int, ...]]:
+    def dynamic(
+        self, depth: int, top_k: int, width: int, num_draft_tokens: int, two_levels: bool
+    ) -> set[tuple[int, ...]]:
         candidates, frontier = [], [(0.0, ())]
         for level in range(1, depth + 1):
             contrastive = two_levels and level == depth
@@ -64,7 +66,7 @@ class Reference:
                 for log_prob, token in self.children(path, contrastive)[:top_k]
             ]
             candidates += grown
-            frontier = sorted(grown, key=lambda node: -node[0])[:top_k]
+            frontier = sorted(grown, key=lambda node: -node[0])[:width]
         # a stable sort: where scores tie, ancestors first
         return {path for _, path in sorted(candidates, key=lambda node: -node[0])[:num_draft_tokens]}
 
@@ -93,6 +95,8 @@ DRAFTERS = {
     "two levels": {"tree_depth": 2},
     "one level": {"tree_depth": 1},
     "sharpened": {"tree_temperature": 0.5},
+    "narrow": {"tree_top_k": 5, "tree_width": 2},
+    "wider than its first level": {"tree_top_k": 2, "tree_width": 3},
     "chain": {"tree_top_k": 1},
     "jakiro, 3 experts, 2 layers": {"num_experts": 3, "num_hidden_layers": 2},
     "dense": {"num_experts": 1, "head_mode": "single"},
@@ -134,7 +138,8 @@ def test_trees_step_by_step(name, padding):
             depth = max(map(len, config.static_tree))
             expected = reference.static(config.static_tree, two_levels and depth > 1)
         else:
-            shape = (config.tree_depth, config.tree_top_k, config.num_draft_tokens)
+            width = config.tree_width or config.tree_top_k
+            shape = (config.tree_depth, config.tree_top_k, width, config.num_draft_tokens)
             expected = reference.dynamic(*shape, two_levels and config.tree_depth > 1)
         assert token_paths(tree) == expected
         generator.observe(features[:, read : read + accepted], embeddings[:, read : read + accepted])
@@ -172,7 +177,7 @@ def test_chains_for_the_loop_of_transformers(max_length):
         chain = tuple(candidates[0, processed + 1 :].tolist())
         depth = 4 if max_length is None else min(4, max_length - processed - 2)
         reference = Reference(target, draft, ids[:, : processed + 1], features[:, :processed])
-        assert {chain[:length] for length in range(1, len(chain) + 1)} == reference.dynamic(depth, 1, 4, depth == 4)
+        assert {chain[:length] for length in range(1, len(chain) + 1)} == reference.dynamic(depth, 1, 1, 4, depth == 4)
         lengths.append(len(chain))
         read, processed, matches = processed, processed + accepted + 1, torch.tensor(accepted)
     assert lengths == ([4, 4, 4, 4] if max_length is None else [4, 4, 4, 2])
@@ -220,7 +225,7 @@ def test_shapes_of_trees():
     assert (shape.depth, shape.num_draft_tokens) == (4, len(STATIC))
     shape = TreeShape.from_config(draft.config, num_draft_tokens=7)  # asked for: a dynamic tree of that size
     assert (shape.depth, shape.top_k, shape.num_draft_tokens, shape.static_tree) == (5, 3, 7, None)
-    assert shape.as_chain().top_k == 1
+    assert (shape.as_chain().top_k, shape.as_chain().width) == (1, 1)
     assert shape.as_chain().num_draft_tokens == 5
 
 

@@ -34,6 +34,7 @@ class TreeShape:
 
     depth: int
     top_k: int
+    width: int
     num_draft_tokens: int
     two_levels: bool
     static_tree: StaticTree | None = None
@@ -53,16 +54,19 @@ class TreeShape:
         if config.static_tree is not None and num_draft_tokens is None:
             static_tree = StaticTree.from_paths(config.static_tree)
             depth, num_draft_tokens = len(static_tree.levels), len(static_tree.parents) - 1
-            top_k = 1 + max(rank for level in static_tree.levels for _, rank in level)
+            top_k = width = 1 + max(rank for level in static_tree.levels for _, rank in level)
         else:
             static_tree, depth, top_k = None, config.tree_depth, config.tree_top_k
+            width = config.tree_width or top_k
         two_levels = config.head_mode == "contrastive" and depth >= 2
         temperature = config.tree_temperature or max(sampling_temperature, _LEAST_TREE_TEMPERATURE)
-        return cls(depth, top_k, num_draft_tokens or config.num_draft_tokens, two_levels, static_tree, temperature)
+        num_draft_tokens = num_draft_tokens or config.num_draft_tokens
+        return cls(depth, top_k, width, num_draft_tokens, two_levels, static_tree, temperature)
 
     def as_chain(self) -> "TreeShape":
         """One child per node."""
-        return replace(self, top_k=1, num_draft_tokens=min(self.depth, self.num_draft_tokens), static_tree=None)
+        num_draft_tokens = min(self.depth, self.num_draft_tokens)
+        return replace(self, top_k=1, width=1, num_draft_tokens=num_draft_tokens, static_tree=None)
 
     def limited(self, max_depth: int) -> "TreeShape":
         """The upper `max_depth` levels, drafted as in the whole tree: only its last level is contrastive."""
@@ -215,7 +219,7 @@ class JakiroCandidateGenerator(CandidateGenerator):
         return tree
 
     def _grow_dynamic(self, root: torch.LongTensor, output: JakiroDraftOutput, shape: TreeShape) -> DraftTree:
-        """The K best children of the K best nodes of each level, then the best of all (`L - 1` drafter forwards)."""
+        """The K best children of the W best nodes of each level, then the best of all (`L - 1` drafter forwards)."""
         batch_size, top_k = root.shape[0], shape.top_k
         tokens, scores, parents = [], [], []  # candidates by level
         # frontier of the level above: its nodes' path scores, and their indices among all candidates (-1: the root)
@@ -237,14 +241,15 @@ class JakiroCandidateGenerator(CandidateGenerator):
             parents.append(frontier_index.repeat_interleave(top_k, dim=1))
             if level == shape.depth:
                 break
-            frontier_scores, best = child_scores.topk(top_k, dim=-1)  # [B, K]
+            width = min(shape.width, child_scores.shape[1])
+            frontier_scores, best = child_scores.topk(width, dim=-1)  # [B, W]
             frontier_parent = best.div(top_k, rounding_mode="floor")
             frontier_index = best + num_candidates
             num_candidates += child_tokens.shape[1]
             if level == shape.depth - 1 and shape.two_levels:
                 continue
             features = _gather_rows(output.last_hidden_state, frontier_parent)
-            block = self._mask.extend(block, frontier_parent, top_k)
+            block = self._mask.extend(block, frontier_parent, width)
             output = self._expand(
                 child_tokens.gather(1, best), features, level, block, shape.two_levels and level == shape.depth - 2
             )

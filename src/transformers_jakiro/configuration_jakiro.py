@@ -67,10 +67,13 @@ class JakiroDraftConfig(PreTrainedConfig):
         tree_depth (`int`, defaults to 7):
             Levels of a draft tree = most tokens that one path can draft.
         tree_top_k (`int`, defaults to 10):
-            Children per node, and nodes expanded per level. 1 drafts a chain.
+            Children per node. 1 drafts a chain.
+        tree_width (`int`, *optional*):
+            Nodes of a level that are expanded, in one drafter forward. Default: `tree_top_k`, as published. Where the
+            target samples, more children than that (32, say) are accepted better and cost next to nothing.
         num_draft_tokens (`int`, defaults to 59):
             Nodes of a tree that are sent to the target, the root not counted. A tree never has more than
-            `tree_top_k + (tree_depth - 1) * tree_top_k ** 2` candidates; a larger number means all of them.
+            `tree_top_k * (1 + (tree_depth - 1) * tree_width)` candidates; a larger number means all of them.
             `generate(num_assistant_tokens=k)` overrides it for one call.
         tree_temperature (`float`, *optional*):
             Temperature of the drafter's probabilities when the nodes of a tree are chosen; changes which tokens are
@@ -79,7 +82,7 @@ class JakiroDraftConfig(PreTrainedConfig):
             probabilities say, so that deeper and narrower trees are accepted better. Published drafters use 1.0.
         static_tree (`list[list[int]]`, *optional*):
             A fixed tree instead of a dynamic one: each node as the path of child ranks that leads to it, for example
-            `[[0], [1], [0, 0]]`. Overrides `tree_depth`, `tree_top_k` and `num_draft_tokens`.
+            `[[0], [1], [0, 0]]`. Overrides the other fields of the tree.
 
     Raises:
         ValueError: if fields contradict each other; the message names the rule and both values.
@@ -130,6 +133,7 @@ class JakiroDraftConfig(PreTrainedConfig):
 
     tree_depth: int = 7
     tree_top_k: int = 10
+    tree_width: int | None = None
     num_draft_tokens: int = 59
     tree_temperature: int | float | None = None
     static_tree: list[list[int]] | None = None
@@ -157,9 +161,9 @@ class JakiroDraftConfig(PreTrainedConfig):
                 "num_key_value_heads",
                 "head_dim",
             ),
-            *("num_experts", "expert_intermediate_size", "tree_depth", "tree_top_k", "num_draft_tokens"),
+            *("num_experts", "expert_intermediate_size", "tree_depth", "tree_top_k", "tree_width", "num_draft_tokens"),
         ):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         for name in ("embedding_multiplier", "feature_multiplier", "tree_temperature"):
             value = getattr(self, name)

@@ -72,6 +72,7 @@ class ScriptArguments:
     head_dim: int | None = field(default=None, metadata={"help": "Width of an attention head of the drafter."})
     tree_depth: int | None = field(default=None, metadata={"help": "Levels of the trees it is going to draft."})
     tree_top_k: int | None = field(default=None, metadata={"help": "Children per node of these trees."})
+    tree_width: int | None = field(default=None, metadata={"help": "Nodes of a level that are expanded."})
     num_draft_tokens: int | None = field(default=None, metadata={"help": "Nodes of these trees."})
 
     def __post_init__(self):
