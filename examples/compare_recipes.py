@@ -78,7 +78,9 @@ def write_config(recipe: Recipe, folder: Path, num_tokens: int | None, **given: 
         The file, and the (mean) number of tokens of an optimizer step.
     """
     values = {name: value for name, value in recipe.items() if name != "description"}
-    values |= {**given, "output_dir": str(folder)}
+    values = {**given, **values, "output_dir": str(folder)}
+    if not torch.accelerator.is_available():
+        values["use_cpu"] = True  # else Trainer takes `bf16` for a GPU's
     path = folder / "config.yaml"
     temporary = path.with_name(path.name + ".tmp")
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,10 +13,18 @@ import torch
 from peft import LoraConfig, PeftModel
 from tokenizers import Tokenizer, models
 from training_run import make_arguments, make_draft, make_rows, make_target, run
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerFast, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    EarlyStoppingCallback,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from transformers_jakiro import JakiroDraftConfig, JakiroDraftModel
 from transformers_jakiro.benchmark import tokens_per_forward
+from transformers_jakiro.demo import PAIR
 from transformers_jakiro.features import write_features
 from transformers_jakiro.initialization import new_drafter
 from transformers_jakiro.objective import DraftingObjective
@@ -406,6 +414,25 @@ def test_packing(target, tmp_path):
     assert packed.evaluate()["eval_regression"] == pytest.approx(apart.evaluate()["eval_regression"], rel=1e-5)
     packed.train()
     assert packed.state.global_step == 2
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantized_targets(bits, tmp_path):
+    pytest.importorskip("bitsandbytes", reason="quantizes the target")
+    config = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
+    target = AutoModelForCausalLM.from_pretrained(
+        PAIR / "target", quantization_config=config, dtype=torch.bfloat16, device_map="cpu"
+    )
+    arguments = {"bf16": True, "max_steps": 20, "eval_generate_prompts": 1, "eval_generate_tokens": 4}
+    rows = make_rows(8)
+    trainer = make_trainer(
+        target, tmp_path, model=new_drafter(target), arguments=arguments, train_dataset=rows, eval_dataset=rows
+    )
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    metrics = trainer.evaluate()
+    assert metrics["eval_loss"] < before
+    assert metrics["eval_acceptance_length"] >= 1
 
 
 # -- placement and sharing -------------------------------------------------------------------------------------------
