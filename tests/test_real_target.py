@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 from targets import knowing_drafter
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from transformers_jakiro import JakiroDraftConfig, JakiroDraftModel
-from transformers_jakiro.benchmark import rounding_report
+from transformers_jakiro.benchmark import rounding_report, tokens_per_forward
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +53,24 @@ def test_bfloat16_tokens_are_argmax_within_rounding(shared, capsys):
     # bfloat16 has 8 bits: logits of one position computed in two ways are a few units of 2^-8 apart
     assert max(r["largest_gap"] for r in reports) < 4 * 2**-8
     assert differing < 0.1 * tokens
+
+
+def test_the_drafter_in_examples(shared, request):
+    """In float32, with the model card's three lines: the text of plain `generate`, in a third of the forwards."""
+    folder = request.config.rootpath / "examples" / "tiny-chat-44m-jakiro"
+    tokenizer = AutoTokenizer.from_pretrained(shared / "target")
+    target = AutoModelForCausalLM.from_pretrained(shared / "target", dtype=torch.float32).eval()
+    draft = AutoModel.from_pretrained(folder, dtype=torch.float32)
+    lengths = []
+    for line in (shared / "data" / "eval" / "gsm8k.jsonl").read_text(encoding="utf-8").splitlines()[:3]:
+        inputs = tokenizer.apply_chat_template(
+            [{"role": "user", "content": json.loads(line)["turns"][0]}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
+        )
+        settings = {"do_sample": False, "max_new_tokens": 64}
+        output = target.generate(**inputs, **settings, assistant_model=draft, return_dict_in_generate=True)
+        assert torch.equal(output.sequences, target.generate(**inputs, **settings))
+        lengths += output.accept_lengths[0]
+    assert tokens_per_forward(lengths) > 3.5
