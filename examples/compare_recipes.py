@@ -72,7 +72,8 @@ def read_recipes(path: Path) -> dict[str, Recipe]:
 
 def write_config(recipe: Recipe, folder: Path, num_tokens: int | None, **given: Any) -> tuple[Path, float]:
     """
-    Writes the arguments of `jakiro train` to the recipe's folder, or checks that they are there already.
+    Writes the arguments of `jakiro train` to the recipe's folder, or checks that they are there already. Those of the
+    recipe override what is `given`.
 
     Returns:
         The file, and the (mean) number of tokens of an optimizer step.

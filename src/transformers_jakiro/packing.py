@@ -94,6 +94,7 @@ class PackedDataset(Dataset):
 
 
 def as_integers(values: Any) -> list[int]:
+    """A column of a row as a list, whatever it came as."""
     return values if isinstance(values, list) else torch.as_tensor(values).tolist()
 
 
