@@ -14,14 +14,18 @@ from targets import enlarge, make_drafter, make_prompt, make_target
 
 from transformers_jakiro import JakiroCandidateGenerator, generation
 from transformers_jakiro.candidate_generator import TreeShape
+from transformers_jakiro.coupling import SamplingCoupling
 from transformers_jakiro.draft_cache import DraftCache
 
 
 class Reference:
     """Trees as sets of token paths below the root, for a text and the target's features of all but its last token."""
 
-    def __init__(self, target, draft, ids: torch.LongTensor, features: torch.Tensor):
+    def __init__(
+        self, target, draft, ids: torch.LongTensor, features: torch.Tensor, noise: torch.Tensor | None = None
+    ):
         self.target, self.draft, self.ids, self.features = target, draft, ids, features
+        self.noise = noise  # per level, times the temperature
 
     def outputs(self, path: tuple[int, ...]):
         """The drafter's outputs at the end of a path, by one forward per token: each reads its parent's feature."""
@@ -50,8 +54,13 @@ class Reference:
         else:
             features = output.last_hidden_state[:, -1]
         with torch.no_grad():
-            logits = self.target.get_output_embeddings()(features) / (self.draft.config.tree_temperature or 1.0)
-            log_probs = logits.log_softmax(dim=-1).amax(dim=0)
+            logits = self.target.get_output_embeddings()(features)
+            tree_temperature = self.draft.config.tree_temperature or 1.0
+            if self.noise is None:
+                log_probs = (logits / tree_temperature).log_softmax(dim=-1).amax(dim=0)
+            else:
+                noisy = logits.log_softmax(dim=-1).amax(dim=0) + self.noise[len(path)]
+                log_probs = (noisy / tree_temperature).log_softmax(dim=-1)
         return sorted(zip(log_probs.tolist(), range(len(log_probs)), strict=True), reverse=True)
 
     def dynamic(
@@ -110,9 +119,12 @@ DRAFTERS = {
 
 
 @pytest.mark.parametrize("name", DRAFTERS)
-@pytest.mark.parametrize("padding", [0, 3])
-def test_trees_step_by_step(name, padding):
-    """Over several steps of a generation, with the prompt read in two parts and possibly padded on the left."""
+@pytest.mark.parametrize(("padding", "sampling_temperature"), [(0, None), (3, None), (0, 0.8)])
+def test_trees_step_by_step(name, padding, sampling_temperature):
+    """
+    Over several steps of a generation, with the prompt read in two parts and possibly padded on the left; without and
+    with the noise of coupled sampling.
+    """
     target = make_target()
     draft = make_drafter(target, **{"tree_depth": 4, "tree_top_k": 3, "num_draft_tokens": 12, **DRAFTERS[name]})
     enlarge(draft, std=0.12)  # scores that differ by more than rounding
@@ -126,13 +138,19 @@ def test_trees_step_by_step(name, padding):
     mask = torch.ones(1, padding + 10, dtype=torch.long)
     mask[:, :padding] = 0
 
-    generator = JakiroCandidateGenerator(draft, target)
+    coupling, scaled_noise = None, None
+    if sampling_temperature is not None:
+        noise = torch.randn(config.tree_depth, config.vocab_size, generator=torch.Generator().manual_seed(3))
+        coupling = SamplingCoupling(sampling_temperature, [], config.vocab_size, torch.device("cpu"))
+        coupling.noise = lambda num_draws: noise[:num_draws]
+        scaled_noise = sampling_temperature * noise
+    generator = JakiroCandidateGenerator(draft, target, coupling=coupling)
     for start, end in ((0, 6), (6, padding + 10)):
         generator.observe(padded_features[:, start:end], padded_embeddings[:, start:end], mask[:, start:end])
     read = 10
     for accepted in (1, 4, 2, 3):
         tree = generator.propose(ids[:, read])
-        reference = Reference(target, draft, ids[:, : read + 1], features[:, :read])
+        reference = Reference(target, draft, ids[:, : read + 1], features[:, :read], scaled_noise)
         two_levels = config.head_mode == "contrastive"
         if config.static_tree is not None:
             depth = max(map(len, config.static_tree))
@@ -242,19 +260,23 @@ def test_shapes_of_trees():
         ({"do_sample": True, "temperature": 1.7}, 0.4, 0.4),
     ],
 )
+@pytest.mark.parametrize("coupled", [False, True])
 @pytest.mark.filterwarnings("ignore:.*do_sample.*")
-def test_tree_temperature_follows_the_sampling(sampling, config_value, expected):
+def test_tree_temperature_follows_the_sampling(sampling, config_value, expected, coupled):
     target = make_target()
-    draft = make_drafter(target, tree_temperature=config_value)
+    draft = make_drafter(target, tree_temperature=config_value, couple_sampling=coupled)
     shapes = []
 
     class Recording(JakiroCandidateGenerator):
-        def __init__(self, draft_model, target, shape):
+        def __init__(self, draft_model, target, shape, coupling):
             shapes.append(shape)
-            super().__init__(draft_model, target, shape)
+            assert (coupling is not None) == (coupled and sampling["do_sample"])
+            super().__init__(draft_model, target, shape, coupling=coupling)
 
     with mock.patch.object(generation, "JakiroCandidateGenerator", Recording):
         target.generate(make_prompt(4), assistant_model=draft, max_new_tokens=2, **sampling)
+    if coupled and config_value is None:
+        expected = 0.65  # as sure as greedy decoding
     assert [shape.temperature for shape in shapes] == [expected]
 
 

@@ -11,6 +11,7 @@ import torch
 from targets import compare, knowing_drafter, make_drafter, make_prompt, make_target
 
 from transformers_jakiro import generation
+from transformers_jakiro.coupling import can_couple
 
 # each with its own seeds, more than 200 in all
 SETTINGS = {
@@ -151,6 +152,7 @@ def tiny():
 def test_exact_probabilities(tiny):
     """Without chance: every sequence is drawn once by dictating the draws, and its probability read off them."""
     target, draft, prompt, temperature, probabilities = tiny
+    assert can_couple(torch.device("cpu"))  # found out once, by drawing
     for sequence, expected in probabilities.items():
         dictated, probability = [*sequence, 0], 1.0
         draws = iter(dictated)
@@ -180,16 +182,19 @@ def test_exact_probabilities(tiny):
         assert probability / last == pytest.approx(expected, rel=1e-4)
 
 
-def test_exact_distribution(tiny):
+@pytest.mark.parametrize("coupled", [False, True])
+def test_exact_distribution(tiny, coupled, monkeypatch):
     target, draft, prompt, temperature, probabilities = tiny
+    monkeypatch.setattr(draft.config, "couple_sampling", coupled)
     counts, accepted = sample_counts(target, draft, prompt, temperature)
     assert accepted > SAMPLES // 2  # trees do decide here
     assert chi_square_p_value(counts, probabilities) > 1e-3
 
 
-def test_distribution_test_detects_a_biased_rule(tiny):
+def test_distribution_test_detects_a_biased_rule(tiny, monkeypatch):
     """The same test on a rule that favours drafted tokens: one more draw where the first one leaves the tree."""
     target, draft, prompt, temperature, probabilities = tiny
+    monkeypatch.setattr(draft.config, "couple_sampling", False)  # coupled, the first draw hardly ever leaves it
     walk_tree = generation.walk_tree
 
     def biased(tokens, parents, choose, stops):

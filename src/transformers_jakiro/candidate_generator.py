@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.generation import CandidateGenerator
 
 from .configuration_jakiro import JakiroDraftConfig
+from .coupling import SamplingCoupling
 from .draft_cache import DraftCache
 from .modeling_jakiro import JakiroDraftOutput
 from .target import Target
@@ -46,7 +47,7 @@ class TreeShape:
     ) -> "TreeShape":
         """
         The shape in a drafter's config, checked; `num_draft_tokens` overrides the config's. `sampling_temperature` is
-        the target's, 0 for greedy decoding.
+        the target's, 0 if its choices can be told from its logits: when it decodes greedily, or the noise is known.
         """
         config.check_consistency()
         if num_draft_tokens is not None and num_draft_tokens < 1:
@@ -86,6 +87,8 @@ class JakiroCandidateGenerator(CandidateGenerator):
         target ([`~transformers.PreTrainedModel`]): the target whose embeddings and head it borrows.
         shape ([`TreeShape`], *optional*): of the trees; default: the one in the drafter's config.
         max_length (`int`, *optional*): the generation's length limit; chains never reach beyond it.
+        coupling ([`SamplingCoupling`], *optional*): the target's next random numbers, where it samples. None drafts
+            what is likeliest without knowing them.
 
     Raises:
         ValueError: if the two models do not fit, or it is not known which tokens to draft.
@@ -99,6 +102,7 @@ class JakiroCandidateGenerator(CandidateGenerator):
         target: PreTrainedModel | Target,
         shape: TreeShape | None = None,
         max_length: int | None = None,
+        coupling: SamplingCoupling | None = None,
     ):
         self.draft_model = draft_model
         self.config: JakiroDraftConfig = draft_model.config
@@ -110,6 +114,8 @@ class JakiroCandidateGenerator(CandidateGenerator):
         self._head = self.target.draft_head(self._draft_token_ids)
         self.shape = shape or TreeShape.from_config(self.config)
         self.max_length = max_length
+        self.coupling = coupling
+        self._noise: torch.Tensor | None = None  # [L, D] of the tree that is being grown
         parameter = next(draft_model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         self._cache = DraftCache(self.config.num_hidden_layers)
@@ -213,10 +219,17 @@ class JakiroCandidateGenerator(CandidateGenerator):
         if not self._checked:
             self._check_finite(output.last_hidden_state)
             self._checked = True
+        if self.coupling is not None:
+            self._noise = self._draw(shape.depth)
         grow = self._grow_dynamic if shape.static_tree is None else self._grow_static
         tree = grow(root.to(self.device), output, shape)
         self._cache.truncate(self._length)
         return tree
+
+    def _draw(self, num_levels: int) -> torch.Tensor:
+        """The noise that the target will choose each level's token with: `[L, D]`."""
+        noise = self.coupling.noise(num_levels)
+        return noise if self._draft_token_ids is None else noise[:, self._draft_token_ids.to(noise.device)]
 
     def _grow_dynamic(self, root: torch.LongTensor, output: JakiroDraftOutput, shape: TreeShape) -> DraftTree:
         """The K best children of the W best nodes of each level, then the best of all (`L - 1` drafter forwards)."""
@@ -229,11 +242,11 @@ class JakiroCandidateGenerator(CandidateGenerator):
         for level in range(1, shape.depth + 1):
             if level == shape.depth and shape.two_levels:
                 # this level has no forward of its own: a node's children are its parent's contrastive candidates
-                child_log_probs, child_tokens = self._best_children(output, contrastive=True, top_k=top_k)
+                child_log_probs, child_tokens = self._best_children(output, level, top_k, contrastive=True)
                 child_log_probs = _gather_rows(child_log_probs, frontier_parent)
                 child_tokens = _gather_rows(child_tokens, frontier_parent)
             else:
-                child_log_probs, child_tokens = self._best_children(output, contrastive=False, top_k=top_k)
+                child_log_probs, child_tokens = self._best_children(output, level, top_k)
             child_scores = (frontier_scores[..., None] + child_log_probs).flatten(1)  # [B, W * K]
             child_tokens = child_tokens.flatten(1)
             tokens.append(child_tokens)
@@ -267,7 +280,7 @@ class JakiroCandidateGenerator(CandidateGenerator):
         tokens, block, frontier_parent = [root[:, None]], None, None
         for level, (parent, rank, expanded) in enumerate(self._static_levels[: shape.depth], start=1):
             contrastive = level == shape.depth and shape.two_levels
-            _, child_tokens = self._best_children(output, contrastive=contrastive, top_k=shape.top_k)
+            _, child_tokens = self._best_children(output, level, shape.top_k, contrastive)
             if contrastive:
                 child_tokens = _gather_rows(child_tokens, frontier_parent)
             level_tokens = child_tokens[:, parent, rank]  # [B, W]
@@ -313,11 +326,12 @@ class JakiroCandidateGenerator(CandidateGenerator):
         return self.target.embed(tokens).to(self.device, self.dtype)
 
     def _best_children(
-        self, output: JakiroDraftOutput, contrastive: bool, top_k: int
+        self, output: JakiroDraftOutput, level: int, top_k: int, contrastive: bool = False
     ) -> tuple[torch.Tensor, torch.LongTensor]:
         """
         The best next tokens of each node, best first: log-probabilities (float32) and tokens, both `[B, W, K]`.
-        Probabilities are those among the tokens that can be drafted, at the tree's temperature.
+        Probabilities are those among the tokens that can be drafted, at the tree's temperature; given the noise of
+        the level's draw, if it is known.
 
         Decoupled experts (Jakiro\\*) are heads of their own: a token's probability is the larger of the two, so the
         best tokens are the deduplicated union of both experts' best.
@@ -326,11 +340,18 @@ class JakiroCandidateGenerator(CandidateGenerator):
             features = output.expert_hidden_states  # [2, B, W, H]
         else:
             features = output.contrastive_hidden_state if contrastive else output.last_hidden_state  # [B, W, H]
-        logits = self._head(features).float() / self.shape.temperature
-        log_probs = logits.log_softmax(dim=-1)  # [..., W, D]
+        logits = self._head(features).float()  # [..., W, D]
+        if self._noise is None:
+            logits = logits / self.shape.temperature
+        if self._noise is None or output.expert_hidden_states is not None:
+            logits = logits.log_softmax(dim=-1)
         if output.expert_hidden_states is not None:
-            log_probs = log_probs.amax(dim=0)
-        best, tokens = log_probs.topk(top_k, dim=-1)
+            logits = logits.amax(dim=0)
+        if self._noise is None:
+            best, tokens = logits.topk(top_k, dim=-1)
+        else:
+            noise = self._noise[level - 1].to(logits.device)
+            best, tokens = self.coupling.best(logits, noise, self.shape.temperature, top_k)
         tokens = tokens.to(self.device)
         if self._draft_token_ids is not None:
             tokens = self._draft_token_ids[tokens]

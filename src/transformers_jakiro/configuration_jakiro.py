@@ -77,9 +77,14 @@ class JakiroDraftConfig(PreTrainedConfig):
             `generate(num_assistant_tokens=k)` overrides it for one call.
         tree_temperature (`float`, *optional*):
             Temperature of the drafter's probabilities when the nodes of a tree are chosen; changes which tokens are
-            drafted, never the text. Default: the one the target samples with, at least 0.65; greedy decoding counts
-            as 0. A target that takes the likeliest token follows the drafter's favourites more often than their
-            probabilities say, so that deeper and narrower trees are accepted better. Published drafters use 1.0.
+            drafted, never the text. Default: 0.65 where the target decodes greedily or `couple_sampling` holds, since
+            it then follows the drafter's favourites more often than their probabilities say, and deeper and narrower
+            trees are accepted better. Else the temperature the target samples with, at least 0.65. Published drafters
+            use 1.0.
+        couple_sampling (`bool`, defaults to `True`):
+            Where the target samples, guess with the random numbers that it is about to draw
+            ([`~transformers_jakiro.coupling.SamplingCoupling`]). Changes which tokens are drafted, never the text.
+            Published drafters guess without them.
         static_tree (`list[list[int]]`, *optional*):
             A fixed tree instead of a dynamic one: each node as the path of child ranks that leads to it, for example
             `[[0], [1], [0, 0]]`. Overrides the other fields of the tree.
@@ -136,6 +141,7 @@ class JakiroDraftConfig(PreTrainedConfig):
     tree_width: int | None = None
     num_draft_tokens: int = 59
     tree_temperature: int | float | None = None
+    couple_sampling: bool = True
     static_tree: list[list[int]] | None = None
 
     def __post_init__(self, **kwargs):

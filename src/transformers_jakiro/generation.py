@@ -21,6 +21,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from . import _compat
 from .candidate_generator import JakiroCandidateGenerator, TreeShape
 from .configuration_jakiro import JakiroDraftConfig
+from .coupling import SamplingCoupling, can_couple
 from .target import Target
 from .tree import DraftTree
 from .tree_attention import TreeAttentionMask, why_no_trees
@@ -152,9 +153,14 @@ def jakiro_decode(
     _compat.check_cache(cache)
 
     target = Target(model, assistant_model.config.feature_layers)
-    sampling_temperature = (generation_config.temperature or 1.0) if generation_config.do_sample else 0.0
-    shape = TreeShape.from_config(assistant_model.config, num_assistant_tokens, sampling_temperature)
-    drafter = JakiroCandidateGenerator(assistant_model, target, shape)
+    temperature = (generation_config.temperature or 1.0) if generation_config.do_sample else 0.0
+    coupling = None
+    if temperature > 0 and assistant_model.config.couple_sampling and can_couple(input_ids.device):
+        coupling = SamplingCoupling(temperature, logits_processor, target.config.vocab_size, input_ids.device)
+    shape = TreeShape.from_config(
+        assistant_model.config, num_assistant_tokens, temperature if coupling is None else 0.0
+    )
+    drafter = JakiroCandidateGenerator(assistant_model, target, shape, coupling=coupling)
     row = _Row(input_ids, generation_config, logits_processor, stopping_criteria)
     outputs = _prefill(target, drafter, input_ids, generation_config, model_kwargs)
     forward = _TreeForward(target, cache, generation_config, model_kwargs, prompt_length=cache.get_seq_length())
