@@ -8,12 +8,18 @@ command behind the table in `docs/training.md`.
         --prompts eval/*.jsonl --tokens 2_000_000 --output recipes --dtype bfloat16
 
 A recipe is a set of arguments of `jakiro train`, see `examples/recipes.yaml`. `DIR/NAME/config.yaml` holds all of
-them, so that `jakiro train DIR/NAME/config.yaml` trains that drafter again. After the training each drafter is
+them, so that `jakiro train DIR/NAME/config.yaml` trains that drafter again. Besides, a recipe may have
+
+- `description`: for the table;
+- `tree`: fields of the drafter's config that say how its trees are chosen;
+- `drafter`: in place of arguments, the name of the recipe before it whose drafter it takes, for other trees.
+
+After the training each drafter is
 
 - evaluated on the held-out rows: accuracies, and the tokens per target forward that its trees can expect;
-- used: it answers the prompts at temperature 0 and 1 with the published tree (59 nodes, 7 levels, top 10), one at a
-  time. tau is the number of tokens per target forward (see `transformers_jakiro.benchmark`), of each task over all of
-  its prompts, then the mean of the tasks.
+- used: it answers the prompts at temperature 0 and 1 with trees of 59 nodes and 7 levels (10 children per node, unless
+  `tree` says otherwise), one at a time. tau is the number of tokens per target forward (see
+  `transformers_jakiro.benchmark`), of each task over all of its prompts, then the mean of the tasks.
 
 `DIR/results.json` (all figures, with their provenance), `DIR/results.md` (the table) and `DIR/results.png` are written
 after each recipe. Stopped and run again, it goes on with the last checkpoint of the unfinished recipe.
@@ -50,6 +56,8 @@ from transformers_jakiro.train import parse, read_data
 CONTROL = "control"
 TEMPERATURES = (0.0, 1.0)
 TREE = {"tree_depth": 7, "tree_top_k": 10, "num_draft_tokens": 59}
+# what is no argument of `jakiro train`
+NOT_TRAINED = ("description", "tree", "drafter")
 # what all results of a table must have in common
 COMPARABLE = ("target", "data", "dtype", "tokens", "prompts", "limit", "max_new_tokens")
 
@@ -67,6 +75,9 @@ def read_recipes(path: Path) -> dict[str, Recipe]:
     for name, recipe in recipes.items():
         if not recipe.get("num_eval_rows") and recipe.get("eval_data") is None:
             raise ValueError(f"Recipe `{name}` has nothing to evaluate on: set `num_eval_rows` or `eval_data`.")
+        drafter = recipe.get("drafter")
+        if drafter is not None and "drafter" in recipes.get(drafter, {"drafter": None}):
+            raise ValueError(f"Recipe `{name}` takes the drafter of `{drafter}`, which is no recipe that trains one.")
     return recipes
 
 
@@ -78,7 +89,7 @@ def write_config(recipe: Recipe, folder: Path, num_tokens: int | None, **given: 
     Returns:
         The file, and the (mean) number of tokens of an optimizer step.
     """
-    values = {name: value for name, value in recipe.items() if name != "description"}
+    values = {name: value for name, value in recipe.items() if name not in NOT_TRAINED}
     values = {**given, **values, "output_dir": str(folder)}
     if not torch.accelerator.is_available():
         values["use_cpu"] = True  # else Trainer takes `bf16` for a GPU's
@@ -171,11 +182,11 @@ def generate_all(
     }
 
 
-def load_pair(target: str, draft: Path, dtype: str, max_new_tokens: int) -> Benchmark:
-    """The target and a drafter that drafts the published tree."""
+def load_pair(target: str, draft: Path, tree: dict[str, Any], dtype: str, max_new_tokens: int) -> Benchmark:
+    """The target and a drafter with the given trees."""
     target_model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype, device_map="auto")
     draft_model = JakiroDraftModel.from_pretrained(draft, dtype=target_model.dtype).to(target_model.device)
-    for name, value in TREE.items():
+    for name, value in tree.items():
         setattr(draft_model.config, name, value)
     return Benchmark(target_model, draft_model, AutoTokenizer.from_pretrained(target), max_new_tokens)
 
@@ -280,23 +291,33 @@ def main() -> None:
             )
     finished: dict[str, dict[str, Any]] = {}
     for number, name in enumerate(chosen, start=1):
-        title, folder = f"[{number}/{len(chosen)}] {name}", args.output / name
-        config, tokens_per_step = write_config(
-            recipes[name], folder, args.tokens, target=args.target, data=args.data, target_dtype=args.dtype
-        )
+        title, recipe = f"[{number}/{len(chosen)}] {name}", recipes[name]
+        trained = recipe.get("drafter", name)
+        folder = args.output / trained
+        if trained == name:
+            config, tokens_per_step = write_config(
+                recipe, folder, args.tokens, target=args.target, data=args.data, target_dtype=args.dtype
+            )
+        elif trained not in results:
+            parser.error(f"{args.output} has no drafter of `{trained}` yet, which `{name}` takes")
         if name not in results:
-            print(f"{title}: training", flush=True)
-            figures = train_recipe(config, tokens_per_step)
+            if trained == name:
+                print(f"{title}: training", flush=True)
+                figures = train_recipe(config, tokens_per_step)
+            else:
+                figures = {key: results[trained][key] for key in ("parameters", "training", "evaluation")}
             results[name] = {
-                "description": recipes[name].get("description", ""),
+                "description": recipe.get("description", ""),
                 "provenance": provenance(**arguments),
                 **figures,
             }
             write_json(path, results)
         result = results[name]
-        if "generation" not in result:
-            benchmark = load_pair(args.target, folder, args.dtype, args.max_new_tokens)
+        tree = {**TREE, **recipe.get("tree", {})}
+        if result.get("tree") != tree:
+            benchmark = load_pair(args.target, folder, tree, args.dtype, args.max_new_tokens)
             result["generation"] = [generate_all(benchmark, prompts, value, title) for value in TEMPERATURES]
+            result["tree"] = tree
             write_json(path, results)
         else:
             print(f"{title}: finished before", flush=True)

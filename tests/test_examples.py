@@ -2,6 +2,7 @@
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """The comparing and measuring scripts of examples/, on a tiny scale."""
 
+import copy
 import importlib
 import json
 import os
@@ -14,7 +15,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from transformers_jakiro import JakiroDraftModel
+from transformers_jakiro import JakiroDraftConfig, JakiroDraftModel
 from transformers_jakiro.demo import PAIR
 from transformers_jakiro.features import write_features
 from transformers_jakiro.train import parse
@@ -216,12 +217,46 @@ def test_mean_length_of_stored_features(script, data, tmp_path):
     assert 10 < of_text <= 40
 
 
-def test_shipped_recipes(script, tmp_path):
+def test_compare_recipes_with_other_trees(recipes, tmp_path, monkeypatch, capsys):
+    module, compare, _ = recipes
+    content = copy.deepcopy(RECIPES)
+    content["recipes"]["two_small_trees"] = {"drafter": "two", "tree": {"num_draft_tokens": 1, "tree_depth": 1}}
+    output = tmp_path / "out"
+
+    def compare_changed(*options):
+        (tmp_path / "recipes.yaml").write_text(yaml.safe_dump(content))
+        return compare(output, *options)
+
+    with pytest.raises(SystemExit):
+        compare_changed("--only", "two_small_trees")
+    assert "no drafter of `two` yet" in capsys.readouterr().err
+    results = compare_changed("--only", "two", "two_small_trees")
+    two, small = results["two"], results["two_small_trees"]
+    assert small["training"] == two["training"]
+    assert not (output / "two_small_trees").exists()
+    assert small["generation"][0]["draft_forwards_per_step"] <= 1 < two["generation"][0]["draft_forwards_per_step"]
+
+    # other trees are measured again, without training
+    content["recipes"]["two"]["tree"] = content["recipes"]["two_small_trees"]["tree"]
+    monkeypatch.setattr(module, "train_recipe", None)
+    again = compare_changed("--only", "two", "two_small_trees")
+    assert again["two"]["generation"] == again["two_small_trees"]["generation"] == small["generation"]
+
+    content["recipes"]["two"]["drafter"] = "two_small_trees"
+    with pytest.raises(ValueError, match="no recipe that trains one"):
+        compare_changed()
+
+
+@pytest.mark.parametrize("name", ["recipes.yaml", "comparison.yaml"])
+def test_shipped_recipes(script, tmp_path, name):
     module, _ = script("compare_recipes")
-    recipes = module.read_recipes(EXAMPLES / "recipes.yaml")
+    recipes = module.read_recipes(EXAMPLES / name)
     assert next(iter(recipes)) == "control"
     for recipe in recipes.values():
-        assert recipe.pop("description")
+        assert recipe["description"]
+        assert recipe.get("tree", {}).keys() <= JakiroDraftConfig().to_dict().keys()
+        for key in module.NOT_TRAINED:
+            recipe.pop(key, None)
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(recipe))
         parse([str(tmp_path / "config.yaml"), "--target", "T", "--data", "D", "--use_cpu", "true"])
 
