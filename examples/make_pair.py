@@ -83,7 +83,7 @@ VOCAB_SIZE = 2048
 MAX_LENGTH = 1024
 IGNORE_INDEX = -100
 # smaller than published: a toy target on a CPU pays for every node
-DRAFT_TREE = {"tree_depth": 7, "tree_top_k": 4, "num_draft_tokens": 20}
+DRAFT_TREE = {"tree_depth": 7, "tree_top_k": 16, "tree_width": 4, "num_draft_tokens": 20}
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>\n"
@@ -309,12 +309,19 @@ def make_draft(args: argparse.Namespace) -> None:
             output_dir=str(folder),
             max_length=MAX_LENGTH,
             num_train_epochs=args.draft_epochs,
-            per_device_train_batch_size=16,
+            per_device_train_batch_size=8,
             train_sampling_strategy="group_by_length",
             learning_rate=args.draft_learning_rate,
             lr_scheduler_type="cosine",
-            warmup_steps=100,
+            warmup_steps=200,
+            weight_decay=1e-3,
             adam_beta2=0.95,
+            max_grad_norm=0,
+            assistant_only_loss=False,
+            contrastive_weight=0.1,
+            feature_noise=0,
+            unroll_steps=3,
+            unroll_start=0.5,
             bf16=args.bf16,
             use_cpu=True,
             seed=args.seed,
@@ -354,8 +361,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--answers", type=int, default=3072, help="problems the target answers for the drafter's training"
     )
-    parser.add_argument("--draft-epochs", type=float, default=4)
-    parser.add_argument("--draft-learning-rate", type=float, default=2e-3)
+    parser.add_argument("--draft-epochs", type=float, default=3)
+    parser.add_argument("--draft-learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 

@@ -115,6 +115,7 @@ class JakiroCandidateGenerator(CandidateGenerator):
         self.shape = shape or TreeShape.from_config(self.config)
         self.max_length = max_length
         self.coupling = coupling
+        self._rotary_factors = draft_model.rotary_factors
         self._noise: torch.Tensor | None = None  # [L, D] of the tree that is being grown
         parameter = next(draft_model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
@@ -219,6 +220,9 @@ class JakiroCandidateGenerator(CandidateGenerator):
         if not self._checked:
             self._check_finite(output.last_hidden_state)
             self._checked = True
+        if shape.depth > 1:  # positions of the levels, the same for all nodes of a level
+            first = torch.full((1, 1), self._length, device=self.device) if self._padding is None else self._num_real
+            self._rotary = self._rotary_factors(first + torch.arange(shape.depth - 1, device=self.device))
         if self.coupling is not None:
             self._noise = self._draw(shape.depth)
         grow = self._grow_dynamic if shape.static_tree is None else self._grow_static
@@ -303,15 +307,12 @@ class JakiroCandidateGenerator(CandidateGenerator):
         self, tokens: torch.Tensor, features: torch.Tensor, level: int, block: torch.Tensor, contrastive: bool
     ) -> JakiroDraftOutput:
         """One forward over a level's frontier `[B, W]`, each node with its parent's feature `[B, W, H]`."""
-        if self._padding is None:
-            positions = torch.tensor([[self._length - 1 + level]], device=self.device)
-        else:
-            positions = self._num_real - 1 + level
+        cos, sin = self._rotary
         return self.draft_model(
             inputs_embeds=self._embed(tokens),
             hidden_states=features,
             attention_mask=self._mask.tree(self._length, block, self._padding),
-            position_ids=positions.expand(-1, tokens.shape[1]),
+            position_embeddings=(cos[:, :, level - 1 : level], sin[:, :, level - 1 : level]),
             past_key_values=self._cache,
             **self._outputs(contrastive),
         )

@@ -19,12 +19,7 @@ from transformers import Cache, PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import (
-    LlamaRMSNorm,
-    LlamaRotaryEmbedding,
-    apply_rotary_pos_emb,
-    eager_attention_forward,
-)
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, eager_attention_forward
 from transformers.utils import ModelOutput
 
 from . import _compat
@@ -76,6 +71,11 @@ class JakiroAttention(nn.Module):
         self.qkv_proj = nn.Linear(config.hidden_size, qkv_size, bias=config.attention_bias)
         self.o_proj = nn.Linear(self.num_heads * self.head_dim, config.hidden_size, bias=False)
 
+    @property
+    def dropout(self) -> float:
+        """The probability in force: 0 outside of training."""
+        return self.config.attention_dropout if self.training else 0.0
+
     def forward(
         self,
         hidden_states: torch.Tensor,  # [B, T, H]
@@ -86,31 +86,38 @@ class JakiroAttention(nn.Module):
     ) -> torch.Tensor:
         batch_size, length = hidden_states.shape[:2]
         qkv = self.qkv_proj(hidden_states).view(batch_size, length, -1, self.head_dim).transpose(1, 2)
-        query, key, value = qkv.split((self.num_heads, self.num_key_value_heads, self.num_key_value_heads), dim=1)
-        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        rotated, value = qkv.split((self.num_heads + self.num_key_value_heads, self.num_key_value_heads), dim=1)
+        cos, sin = position_embeddings
+        rotated = torch.addcmul(rotated * cos, rotated.roll(self.head_dim // 2, dims=-1), sin)
+        query, key = rotated.split((self.num_heads, self.num_key_value_heads), dim=1)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
-        implementation = self.config._attn_implementation
-        if implementation == "flex_attention" and isinstance(attention_mask, torch.Tensor):
-            implementation = "sdpa"  # flex takes block masks; the small forwards of drafting have dense ones
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         groups = self.num_key_value_groups
-        # a few queries over a long cache: queries of one key/value head become rows of one, as otherwise the
-        # interface copies keys and values once per query head
-        packed = groups > 1 and isinstance(attention_mask, torch.Tensor) and groups * length < key.shape[2]
+        implementation, dense_mask = self.config._attn_implementation, isinstance(attention_mask, torch.Tensor)
+        # a few queries over a long cache: queries of one key/value head become rows of one, as otherwise keys and
+        # values would be copied once per query head
+        packed = groups > 1 and dense_mask and groups * length < key.shape[2]
         if packed:
             query = query.reshape(batch_size, self.num_key_value_heads, groups * length, self.head_dim)
             attention_mask = attention_mask.repeat(1, 1, groups, 1)
-        output, _ = attention(
-            self._ungrouped if packed else self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.config.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
-        )
+        if packed and implementation in ("sdpa", "flex_attention"):  # flex takes no dense masks
+            output = nn.functional.scaled_dot_product_attention(
+                query, key, value, attention_mask, self.dropout, scale=self.scaling
+            ).transpose(1, 2)
+        else:
+            if implementation == "flex_attention" and dense_mask:
+                implementation = "sdpa"
+            attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+            output, _ = attention(
+                self._ungrouped if packed else self,
+                query,
+                key,
+                value,
+                attention_mask,
+                dropout=self.dropout,
+                scaling=self.scaling,
+                **kwargs,
+            )
         if packed:  # [B, groups * T, key/value heads, head_dim]
             output = output.view(batch_size, groups, length, self.num_key_value_heads, self.head_dim)
             output = output.permute(0, 2, 3, 1, 4)
@@ -218,10 +225,10 @@ class JakiroDecoderLayer(nn.Module):
         is_last = layer_idx == config.num_hidden_layers - 1
         # the fused input of the first layer is not normed
         self.input_layernorm = (
-            LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps) if layer_idx > 0 else nn.Identity()
+            nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps) if layer_idx > 0 else nn.Identity()
         )
         self.self_attn = JakiroAttention(config, layer_idx)
-        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = JakiroMixture(config, config.head_mode if is_last else "single")
 
     def forward(
@@ -247,7 +254,7 @@ class JakiroFeatureFusion(nn.Module):
     def __init__(self, config: JakiroDraftConfig):
         super().__init__()
         hidden_size, num_layers = config.hidden_size, len(config.feature_layers)
-        self.norms = nn.ModuleList(LlamaRMSNorm(hidden_size, eps=config.rms_norm_eps) for _ in range(num_layers))
+        self.norms = nn.ModuleList(nn.RMSNorm(hidden_size, eps=config.rms_norm_eps) for _ in range(num_layers))
         self.proj = nn.Linear(num_layers * hidden_size, hidden_size, bias=False)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -309,11 +316,21 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
         if config.feature_layers is not None:
             self.feature_fusion = JakiroFeatureFusion(config)
         self.layers = nn.ModuleList(JakiroDecoderLayer(config, i) for i in range(config.num_hidden_layers))
-        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps) if config.final_norm else nn.Identity()
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps) if config.final_norm else nn.Identity()
         self.rotary_emb = LlamaRotaryEmbedding(config)
         size = config.draft_vocab_size
         self.register_buffer("draft_token_ids", None if size is None else torch.full((size,), -1))
         self.post_init()
+
+    def rotary_factors(self, position_ids: torch.LongTensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Cosine and signed sine of the rotary positions `[B, T]`, each `[B, 1, T, head_dim]`. A rotated vector is
+        `x * cos + roll(x, head_dim / 2) * sin`.
+        """
+        # a weight that stays floating-point whatever the layers are quantized to: for its dtype and device
+        cos, sin = self.rotary_emb(self.layers[0].post_attention_layernorm.weight, position_ids)
+        sin[..., : sin.shape[-1] // 2].neg_()
+        return cos.unsqueeze(1), sin.unsqueeze(1)
 
     def get_input_embeddings(self):
         raise NotImplementedError("A Jakiro drafter has no embeddings of its own: it uses those of its target.")
@@ -327,6 +344,7 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         past_key_values: Cache | None = None,
         output_contrastive_hidden_state: bool = False,
         output_expert_hidden_states: bool = False,
@@ -347,6 +365,8 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
                 is, additive or boolean as the attention implementation wants it.
             position_ids (`torch.LongTensor` of shape `(B, T)`, *optional*):
                 Positions in the drafter's own sequence of pairs, from 0. Default: those that follow the cache.
+            position_embeddings (pair of `torch.Tensor`, *optional*):
+                In place of `position_ids`, what [`~JakiroDraftModel.rotary_factors`] makes of them.
             past_key_values ([`~transformers.Cache`], *optional*):
                 Extended in place.
             output_contrastive_hidden_state, output_expert_hidden_states, output_router_logits (`bool`):
@@ -386,7 +406,7 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
         if further is not None:
             hidden_states = hidden_states + self.feature_fusion(further)
         hidden_states = self.fc(torch.cat((inputs_embeds, hidden_states), dim=-1))
-        if position_ids is None:
+        if position_ids is None and position_embeddings is None:
             past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = torch.arange(hidden_states.shape[1], device=hidden_states.device) + past_length
             position_ids = position_ids.unsqueeze(0)
@@ -398,7 +418,8 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
                 past_key_values=past_key_values,
                 position_ids=position_ids,
             )
-        position_embeddings = self.rotary_emb(hidden_states, position_ids)
+        if position_embeddings is None:
+            position_embeddings = self.rotary_factors(position_ids)
         last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
             mixtures, router_logits = layer(
@@ -553,10 +574,10 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
             for projection in (layer.self_attn.o_proj, layer.mlp.experts.down_proj):
                 projection.weight /= scale
             for norm in (layer.input_layernorm, layer.post_attention_layernorm):
-                if isinstance(norm, LlamaRMSNorm):
-                    norm.variance_epsilon /= scale**2
+                if isinstance(norm, nn.RMSNorm):
+                    norm.eps /= scale**2
         if self.config.final_norm:
-            self.norm.variance_epsilon /= scale**2
+            self.norm.eps /= scale**2
             self.norm.weight /= scale
         self.config.rms_norm_eps /= scale**2
         self.config.embedding_multiplier = self.config.feature_multiplier = 1.0
