@@ -52,6 +52,13 @@ class JakiroDraftOutput(ModelOutput):
     router_logits: torch.Tensor | None = None
 
 
+class JakiroRMSNorm(nn.RMSNorm):
+    """In mixed precision, computed in the precision of its weight."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return super().forward(hidden_states.to(self.weight.dtype))
+
+
 class JakiroAttention(nn.Module):
     """Causal self-attention with rotary positions and grouped key/value heads; one product for all projections."""
 
@@ -225,10 +232,10 @@ class JakiroDecoderLayer(nn.Module):
         is_last = layer_idx == config.num_hidden_layers - 1
         # the fused input of the first layer is not normed
         self.input_layernorm = (
-            nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps) if layer_idx > 0 else nn.Identity()
+            JakiroRMSNorm(config.hidden_size, eps=config.rms_norm_eps) if layer_idx > 0 else nn.Identity()
         )
         self.self_attn = JakiroAttention(config, layer_idx)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = JakiroRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = JakiroMixture(config, config.head_mode if is_last else "single")
 
     def forward(
@@ -254,7 +261,7 @@ class JakiroFeatureFusion(nn.Module):
     def __init__(self, config: JakiroDraftConfig):
         super().__init__()
         hidden_size, num_layers = config.hidden_size, len(config.feature_layers)
-        self.norms = nn.ModuleList(nn.RMSNorm(hidden_size, eps=config.rms_norm_eps) for _ in range(num_layers))
+        self.norms = nn.ModuleList(JakiroRMSNorm(hidden_size, eps=config.rms_norm_eps) for _ in range(num_layers))
         self.proj = nn.Linear(num_layers * hidden_size, hidden_size, bias=False)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -316,7 +323,7 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
         if config.feature_layers is not None:
             self.feature_fusion = JakiroFeatureFusion(config)
         self.layers = nn.ModuleList(JakiroDecoderLayer(config, i) for i in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps) if config.final_norm else nn.Identity()
+        self.norm = JakiroRMSNorm(config.hidden_size, eps=config.rms_norm_eps) if config.final_norm else nn.Identity()
         self.rotary_emb = LlamaRotaryEmbedding(config)
         size = config.draft_vocab_size
         self.register_buffer("draft_token_ids", None if size is None else torch.full((size,), -1))
@@ -574,7 +581,7 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
             for projection in (layer.self_attn.o_proj, layer.mlp.experts.down_proj):
                 projection.weight /= scale
             for norm in (layer.input_layernorm, layer.post_attention_layernorm):
-                if isinstance(norm, nn.RMSNorm):
+                if isinstance(norm, JakiroRMSNorm):
                     norm.eps /= scale**2
         if self.config.final_norm:
             self.norm.eps /= scale**2
