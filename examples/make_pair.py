@@ -361,7 +361,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--answers", type=int, default=3072, help="problems the target answers for the drafter's training"
     )
-    parser.add_argument("--draft-epochs", type=float, default=3)
+    parser.add_argument("--draft-epochs", type=float, default=2)
     parser.add_argument("--draft-learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()

@@ -142,6 +142,11 @@ def explicit_num_assistant_tokens(generation_config: GenerationConfig) -> int | 
     return getattr(generation_config, _EXPLICIT, None)
 
 
+def wants_adaptive_trees(generation_config: GenerationConfig) -> bool:
+    """Whether `num_assistant_tokens_schedule` asks for trees sized while generating."""
+    return (generation_config.num_assistant_tokens_schedule or "constant") != "constant"
+
+
 def prefill(
     model: PreTrainedModel,
     input_ids: torch.LongTensor,

@@ -148,7 +148,13 @@ class JakiroCandidateGenerator(CandidateGenerator):
         """
         features = features.to(self.device, self.dtype)
         embeddings = embeddings.to(self.device, self.dtype)
-        if self._features is not None:  # the first of these tokens follows the last one observed before
+        pending = 0 if self._features is None else self._features.shape[1]
+        behind_prompt = attention_mask is None and self._length > 0
+        if pending and behind_prompt and pending + features.shape[1] <= MaskBuffer.MAX_ROWS:  # until a tree is wanted
+            self._features = torch.cat((self._features, features), dim=1)
+            self._embeddings = torch.cat((self._embeddings, embeddings), dim=1)
+            return
+        if pending:  # the first of these tokens follows the last one observed before
             self._feed(torch.cat((self._embeddings, embeddings[:, :1]), dim=1))
         if attention_mask is not None:
             self._append_padding(attention_mask.to(self.device, torch.bool))

@@ -19,6 +19,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from . import _compat
+from .adaptive import AdaptiveSchedule
 from .candidate_generator import JakiroCandidateGenerator, TreeShape
 from .configuration_jakiro import JakiroDraftConfig
 from .coupling import SamplingCoupling, can_couple
@@ -164,6 +165,7 @@ def jakiro_decode(
     row = _Row(input_ids, generation_config, logits_processor, stopping_criteria)
     outputs = _prefill(target, drafter, input_ids, generation_config, model_kwargs)
     forward = _TreeForward(target, cache, generation_config, model_kwargs, prompt_length=cache.get_seq_length())
+    schedule = AdaptiveSchedule() if _compat.wants_adaptive_trees(generation_config) else None
     token = row.choose(outputs.logits[:, -1])
     row.emit(token)
     row.record_prefill(outputs)
@@ -176,7 +178,10 @@ def jakiro_decode(
             forward.run(DraftTree.root_only(row.last_token))
             forward.keep([])
             continue
-        tree = drafter.propose(row.last_token, max_depth=row.tokens_left - 1, chain=forward.chain_only)
+        max_depth = row.tokens_left - 1 if schedule is None or schedule.wants_tree() else 0
+        tree = drafter.propose(row.last_token, max_depth=max_depth, chain=forward.chain_only)
+        if schedule is not None:
+            tree = schedule.resize(tree)
         outputs = forward.run(tree)
         visited, emitted = row.walk(tree, outputs)
         nodes = forward.keep(visited)
@@ -185,6 +190,8 @@ def jakiro_decode(
             target.embed(tree.tokens.index_select(1, nodes.to(tree.tokens.device))),
         )
         put_step(emitted, tree, visited)
+        if schedule is not None:
+            schedule.record(tree, len(emitted))
     forward.close()
     if streamer is not None:
         streamer.end()

@@ -34,11 +34,14 @@ class DraftTree:
         tokens (`torch.LongTensor` of shape `(B, n)`): token of each node.
         parents (`torch.LongTensor` of shape `(B, n)`): index of each node's parent; the root's is 0.
         max_depth (`int`): an upper bound of the depths.
+        scores (`torch.Tensor` of shape `(B, n)`, *optional*): log-probability of each node's path, as the drafter
+            sees it; the root's is 0. None where nodes were not chosen by it.
     """
 
     tokens: torch.LongTensor
     parents: torch.LongTensor
     max_depth: int
+    scores: torch.Tensor | None = None
 
     @property
     def num_nodes(self) -> int:
@@ -114,6 +117,7 @@ def select_tree(
         tokens=torch.cat((root[:, None], tokens.gather(1, kept)), dim=1),
         parents=torch.nn.functional.pad(node_parents, (1, 0)),
         max_depth=max_depth,
+        scores=torch.nn.functional.pad(scores.gather(1, kept), (1, 0)),
     )
 
 
