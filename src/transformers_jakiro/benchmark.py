@@ -531,6 +531,7 @@ def run_bench(
     """
     arguments = {name: value for name, value in locals().items() if name not in ("console", "output")}
     from rich.console import Console
+    from rich.markup import escape
 
     from . import report
 
@@ -574,14 +575,18 @@ def run_bench(
         "context": context_growth(*context_models, context) if context else [],
         "records": [asdict(record) for record in records],
     }
-    console.print(f"[bold]{label}[/bold]", soft_wrap=True)
+    console.print(f"[bold]{escape(label)}[/bold]", soft_wrap=True)
     for table in report.tables(payload):
         console.print(table)
+    console.print(escape(report.conditions(payload)), soft_wrap=True)
     for name, reason in skipped.items():
-        console.print(f"[bold]{name}[/bold] cannot run for this target: {reason}", soft_wrap=True)
+        console.print(f"[bold]{name}[/bold] cannot run for this target: {escape(reason)}", soft_wrap=True)
     if folder is not None:
         missing = report.write_report(folder, payload)
-        console.print(f"Saved {folder / 'results.json'}, results.md, results.html" + ("" if missing else " and plots"))
+        console.print(
+            f"Saved {escape(str(folder / 'results.json'))}, results.md, results.html"
+            + ("" if missing else " and plots")
+        )
         if missing:
             console.print(missing, soft_wrap=True)
     return payload

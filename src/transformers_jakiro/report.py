@@ -25,7 +25,7 @@ _COLOURS = {
     "plain": "#6e7781",
     "static": "#1b7c83",
     "jakiro": "#0969da",
-    "chain": "#54aeff",
+    "chain": "#2da44e",
     "eagle2": "#bc4c00",
     "prompt_lookup": "#bf8700",
     "assistant": "#8250df",
@@ -108,10 +108,12 @@ def _all_tables(payload: dict[str, Any]) -> Iterator[_Table]:
 
 def _overview(payload: dict[str, Any], temperature: float, title: str) -> _Table:
     columns = ["method", "tokens/s", "speed-up", "tokens/forward", "drafted/step", "first token"]
-    columns += ["ceiling", "reached", "identical", "peak memory"]
+    columns += ["ceiling", "reached", "identical"]
     rows = []
-    for row in _rows(payload, temperature, "mean"):
-        memory, first = row["peak_memory"], row["first_token_seconds"]
+    chosen = _rows(payload, temperature, "mean")
+    of_device = any(row["peak_memory"] and row["peak_memory"]["scope"] == "device" for row in chosen)
+    for row in chosen:
+        first = row["first_token_seconds"]
         identical = f"{row['identical']:.0%}"
         if row["rounding"]:
             gap = row["rounding"]["largest_gap"]
@@ -127,10 +129,15 @@ def _overview(payload: dict[str, Any], temperature: float, title: str) -> _Table
                 _number(row["ceiling"], ".2f"),
                 _number(row["ceiling_reached"], ".0%"),
                 identical,
-                "–" if memory is None else f"{memory['bytes'] / 2**20:.0f} MiB ({memory['scope']})",
             ]
         )
-    return title, columns, rows
+        if of_device:
+            rows[-1].append(_mebibytes(row["peak_memory"]))
+    return title, columns + ["peak memory"] * of_device, rows
+
+
+def _mebibytes(memory: dict[str, Any] | None) -> str:
+    return _number(memory and memory["bytes"] / 2**20, ".0f", " MiB")
 
 
 def _by_task(payload: dict[str, Any], temperature: float, title: str) -> _Table:
@@ -187,7 +194,8 @@ def tables(payload: dict[str, Any]) -> Iterator[Table]:
         yield table
 
 
-def _conditions(payload: dict[str, Any]) -> str:
+def conditions(payload: dict[str, Any]) -> str:
+    """What all figures depend on, in a sentence."""
     made = payload["provenance"]
     device = (
         made["accelerator"] or f"{made['processor']}, {made['threads']} thread{'s' if made['threads'] > 1 else ''}"
@@ -196,8 +204,13 @@ def _conditions(payload: dict[str, Any]) -> str:
         f" ({made['commit'][:12]}{'-dirty' if made['commit'].endswith('-dirty') else ''})" if made["commit"] else ""
     )
     arguments = made["arguments"]
+    memories = [row["peak_memory"] for row in payload["summary"] if row["peak_memory"]]
+    of_process = [memory for memory in memories if memory["scope"] == "process"]
+    memory = ""
+    if of_process:  # of all methods together
+        memory = f"peak memory of the process {_mebibytes(max(of_process, key=lambda each: each['bytes']))}; "
     return (
-        f"{device}; one prompt at a time, {arguments['max_new_tokens']} new tokens at most per turn; "
+        f"{device}; one prompt at a time, {arguments['max_new_tokens']} new tokens at most per turn; {memory}"
         f"transformers {made['transformers']}, torch {made['torch']}, "
         f"transformers_jakiro {made['transformers_jakiro']}{commit}."
     )
@@ -213,7 +226,7 @@ def _left_out(payload: dict[str, Any]) -> list[str]:
 
 def markdown(payload: dict[str, Any]) -> str:
     """All tables for a model card, with what they depend on."""
-    lines = [f"## {payload['label']}", "", f"Measured with `jakiro bench` on {_conditions(payload)}", ""]
+    lines = [f"## {payload['label']}", "", f"Measured with `jakiro bench` on {conditions(payload)}", ""]
     for title, columns, rows in _all_tables(payload):
         lines += [f"### {title}", "", _markdown_row(columns), "|" + " --- |" + " ---: |" * (len(columns) - 1)]
         lines += [*map(_markdown_row, rows), ""]
@@ -296,7 +309,7 @@ def _draw_speed_up(payload: dict[str, Any], plt: Any) -> Any:
     width = 0.84 / len(methods)
     figure, panels = plt.subplots(
         *(len(temperatures), 1),
-        figsize=(max(6.5, 1.6 + len(tasks) * (0.35 + 0.24 * len(methods))), 0.7 + 2.7 * len(temperatures)),
+        figsize=(max(6.5, 1.6 + len(tasks) * (0.35 + 0.27 * len(methods))), 0.7 + 2.7 * len(temperatures)),
         squeeze=False,
         sharex=True,
         sharey=True,
@@ -341,7 +354,7 @@ def _draw_speed_up(payload: dict[str, Any], plt: Any) -> Any:
         axes.set_xlim(-0.5, len(tasks) - 0.5)
     panels[-1, 0].set_xticks(range(len(tasks)), tasks)
     handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(6, len(methods)))
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(5, len(methods)))
     return figure
 
 
@@ -372,7 +385,7 @@ def _draw_acceptance(payload: dict[str, Any], plt: Any) -> Any:
                     axes.plot(level["level"], share, "o", color=colour, markerfacecolor="white", markersize=8, mew=1.8)
         axes.set_title(f"T = {temperature:g}")
         axes.set_xlabel("level of the tree")
-        axes.set_ylim(0, 1.02)
+        axes.set_ylim(0, 1.05)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.grid(axis="y", color="#eaeef2")
@@ -423,42 +436,32 @@ def _draw_step_time(payload: dict[str, Any], plt: Any) -> Any:
 
 
 def _draw_tree_size(payload: dict[str, Any], plt: Any) -> Any:
-    """A line per temperature: speed-up over nodes per tree, where several sizes were measured."""
+    """A line per temperature: speed-up and tokens per forward over nodes per tree, where several were measured."""
     rows = [row for row in payload["summary"] if row["task"] == "mean" and row["method"].startswith("jakiro-")]
     if not rows:
         return None
-    figure, axes = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
-    for temperature, colour in zip(
-        _temperatures(payload), ("#0969da", "#bc4c00", "#1a7f37", "#8250df") * 9, strict=False
-    ):
+    figure, (speed_axes, tau_axes) = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
+    for index, temperature in enumerate(_temperatures(payload)):
+        colour = ("#0969da", "#bc4c00", "#2da44e", "#8250df")[index % 4]
         points = sorted(
-            (int(row["method"].removeprefix("jakiro-")), row) for row in rows if row["temperature"] == temperature
+            ((int(row["method"].removeprefix("jakiro-")), row) for row in rows if row["temperature"] == temperature),
+            key=lambda point: point[0],
         )
         sizes = [size for size, _ in points]
         speeds = [row["speed_up"] for _, row in points]
-        axes.fill_between(
-            *(sizes, [speed["q1"] for speed in speeds], [speed["q3"] for speed in speeds]),
-            color=colour,
-            alpha=0.12,
-            linewidth=0,
-        )
-        axes.plot(sizes, [speed["median"] for speed in speeds], "o-", color=colour, label=f"T = {temperature:g}")
-        for size, row in points:
-            axes.annotate(
-                *(f"{row['tokens_per_forward']:.2f}", (size, row["speed_up"]["median"])),
-                xytext=(0, 7),
-                textcoords="offset points",
-                ha="center",
-                fontsize=8,
-                color=colour,
-            )
-    axes.axhline(1, color=_COLOURS["plain"], linewidth=1, linestyle="--", label="plain generate")
-    axes.set_xticks(sorted({int(row["method"].removeprefix("jakiro-")) for row in rows}))
-    axes.set_xlabel("drafted tokens per tree (at the points: tokens per target forward)")
-    axes.set_ylabel("speed-up")
-    axes.margins(y=0.15)
-    axes.grid(axis="y", color="#eaeef2")
-    figure.legend(loc="outside upper center", ncols=4)
+        lower, upper = ([speed[name] for speed in speeds] for name in ("q1", "q3"))
+        speed_axes.fill_between(sizes, lower, upper, color=colour, alpha=0.12, linewidth=0)
+        speed_axes.plot(sizes, [speed["median"] for speed in speeds], "o-", color=colour, label=f"T = {temperature:g}")
+        tau_axes.plot(sizes, [row["tokens_per_forward"] for _, row in points], "o-", color=colour)
+    speed_axes.axhline(1, color=_COLOURS["plain"], linewidth=1, linestyle="--", label="plain generate")
+    speed_axes.set_ylabel("speed-up")
+    tau_axes.set_ylabel("tokens per target forward")
+    tau_axes.set_ylim(bottom=1)
+    for axes in (speed_axes, tau_axes):
+        axes.set_xticks(sorted({int(row["method"].removeprefix("jakiro-")) for row in rows}))
+        axes.set_xlabel("drafted tokens per tree")
+        axes.grid(axis="y", color="#eaeef2")
+    figure.legend(loc="outside upper center", ncols=5)
     return figure
 
 
@@ -496,7 +499,7 @@ def html_page(payload: dict[str, Any], plots: dict[str, Path]) -> str:
     import json
 
     escape = html.escape
-    body = [f"<h1>{escape(payload['label'])}</h1>", f'<p class="note">{escape(_conditions(payload))}</p>']
+    body = [f"<h1>{escape(payload['label'])}</h1>", f'<p class="note">{escape(conditions(payload))}</p>']
     for title, path in plots.items():
         data = base64.b64encode(path.read_bytes()).decode("ascii")
         body.append(f"<h2>{escape(title)}</h2>")
@@ -535,4 +538,4 @@ def write_report(folder: Path, payload: dict[str, Any]) -> str | None:
     return "No plots: they need matplotlib. `pip install matplotlib`, then run the same command again."
 
 
-__all__ = ["NOTES", "SCHEMA_VERSION", "draw_plots", "html_page", "markdown", "tables", "write_report"]
+__all__ = ["NOTES", "SCHEMA_VERSION", "conditions", "draw_plots", "html_page", "markdown", "tables", "write_report"]
