@@ -202,6 +202,12 @@ def make_methods(
     return methods
 
 
+def _silent_conversation(prompt: Prompt) -> list[dict[str, str]]:
+    """A prompt's turns with empty answers between them."""
+    messages = [[{"role": "user", "content": turn}, {"role": "assistant", "content": ""}] for turn in prompt.turns]
+    return [message for pair in messages for message in pair][:-1]
+
+
 class Benchmark:
     """
     Lets several methods answer the same prompts.
@@ -251,17 +257,18 @@ class Benchmark:
         Returns:
             Why, by the dropped methods' names.
         """
-        longest = max(prompts, key=lambda prompt: sum(map(len, prompt.turns)))
-        inputs = self.encode([{"role": "user", "content": "\n\n".join(longest.turns)}])
+        conversations = [self.encode(_silent_conversation(prompt)) for prompt in prompts]
+        inputs = max(conversations, key=lambda inputs: inputs["input_ids"].shape[1])
         start = inputs["input_ids"].shape[1]
-        turns = max(len(prompt.turns) for prompt in prompts)
+        # decoded and read again, an answer may take some tokens more
+        room = max(len(prompt.turns) for prompt in prompts) * (self.max_new_tokens + _WARM_UP_TOKENS)
         enough = [lambda ids, scores: torch.full((1,), ids.shape[1] - start >= _WARM_UP_TOKENS, device=ids.device)]
         skipped: dict[str, str] = {}
         num_layers = self.target.config.get_text_config(decoder=True).num_hidden_layers
         for method in self.methods:
             for temperature in temperatures:
                 kwargs = {**inputs, **sampling_options(temperature), **method.options, "stopping_criteria": enough}
-                kwargs["max_new_tokens"] = self.max_new_tokens * turns
+                kwargs["max_new_tokens"] = room
                 try:
                     with method.ready():
                         self.target.generate(**kwargs)
