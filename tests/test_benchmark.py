@@ -201,6 +201,8 @@ def test_choosing_methods(pair):
     assert names(control=draft, assistant=target, early_exit=2) == [*CHEAP, "eagle2", "assistant", "early_exit"]
     assert names(["jakiro"], num_assistant_tokens=[4, 8]) == ["plain", "jakiro-4", "jakiro-8"]
     assert names(["static", "plain"]) == ["plain", "static"]
+    (eagle2,) = [method for method in make_methods(target, draft, ["eagle2"], control=draft) if method.draft]
+    assert eagle2.options["num_assistant_tokens"] == draft.config.num_draft_tokens == 20
     with pytest.raises(ValueError, match=r"`eagle2` needs `--control`"):
         names(["eagle2"])
     with pytest.raises(ValueError, match=r"must be of .* got \['medusa'\]"):
@@ -279,7 +281,7 @@ def test_methods_that_cannot_run_are_named(pair, monkeypatch):
 
 def bench_arguments(folder: Path, prompts: Path, *more: str) -> list[str]:
     models = ["--target", str(PAIR / "target"), "--draft", str(PAIR / "draft"), "--dtype", "float32"]
-    return ["bench", str(prompts), *models, "--max-new-tokens", "12", "--output", str(folder), *more]
+    return ["bench", str(prompts), *models, "--max-new-tokens", "10", "--output", str(folder), *more]
 
 
 @pytest.fixture(scope="module")
@@ -303,12 +305,12 @@ def results(tmp_path_factory, prompts) -> Path:
 
 def test_bench_from_end_to_end(results):
     payload = json.loads((results / "results.json").read_text())
-    names = ["plain", "jakiro-4", "jakiro-8", "chain", "prompt_lookup", "eagle2", "early_exit"]
+    names = ["plain", "jakiro-4", "jakiro-8", "chain", "prompt_lookup", "eagle2-4", "eagle2-8", "early_exit"]
     assert [method["name"] for method in payload["methods"]] == names
     assert len(payload["records"]) == 4
     assert len(payload["summary"]) == 2 * 3 * len(names)
     for row in payload["summary"]:
-        drafted = row["method"].startswith("jakiro") or row["method"] in ("chain", "eagle2")
+        drafted = row["method"].startswith(("jakiro", "chain", "eagle2"))
         if drafted or row["temperature"] == 0:
             assert row["identical"] == 1.0
         assert (row["ceiling"] is not None) == (row["method"] not in ("plain", "early_exit"))
@@ -448,7 +450,7 @@ def test_a_stopped_run_goes_on(tmp_path, prompts, monkeypatch, capsys):
     assert main(arguments) == 0
     assert calls == ["1", "2", "2"]
     assert main([*arguments, "--max-new-tokens", "13"]) == 1
-    assert "under other conditions: max_new_tokens 12 (now 13)" in capsys.readouterr().err
+    assert "under other conditions: max_new_tokens 10 (now 13)" in capsys.readouterr().err
 
 
 def test_journal_without_a_file():

@@ -142,10 +142,11 @@ def make_methods(
 
     Args:
         names: of [`METHODS`]; default: `plain`, `jakiro`, `chain`, `prompt_lookup`, and those whose model is given.
-        control: another drafter, with the same trees: `eagle2`.
+        control: another drafter, with trees of as many nodes: `eagle2`.
         assistant: a small causal language model with the same tokenizer: `assistant`.
         early_exit: layers of the target to draft with: `early_exit`.
-        num_assistant_tokens: nodes per tree; default: the drafter's. With several, `jakiro` runs once with each.
+        num_assistant_tokens: nodes per tree; default: the drafter's. With several, `jakiro` and `eagle2` run once
+            with each, as `jakiro-8` and so on.
 
     Raises:
         ValueError: for unknown names, and for methods whose model is not given.
@@ -165,12 +166,11 @@ def make_methods(
     sizes = list(dict.fromkeys(num_assistant_tokens))
     head = target.get_output_embeddings()
 
-    def drafted(name: str, drafter: PreTrainedModel, nodes: int | None = None, **tree: Any) -> Method:
+    def drafted(name: str, drafter: PreTrainedModel, nodes: int | None, **tree: Any) -> Method:
         kwargs: dict[str, Any] = {"assistant_model": drafter, "return_dict_in_generate": True}
         if nodes is not None:
             kwargs["num_assistant_tokens"] = nodes
-        kind = name.split("-")[0]
-        description = METHODS[kind] + (f", {nodes} nodes" if nodes is not None else "")
+        description = METHODS[name.partition("-")[0]] + (f", {nodes} nodes" if nodes is not None else "")
         return Method(name, description, kwargs, drafter, tree, {"target": target, "draft": drafter, "head": head})
 
     methods = []
@@ -181,17 +181,15 @@ def make_methods(
         elif name == "static":
             compiled = {"cache_implementation": "static", "compile_config": _compat.compile_everywhere()}
             methods.append(Method(name, text, compiled))
-        elif name == "jakiro" and len(sizes) > 1:
-            methods += [drafted(f"jakiro-{nodes}", draft, nodes) for nodes in sizes]
-        elif name == "jakiro":
-            methods.append(drafted(name, draft, *sizes))
+        elif name in ("jakiro", "eagle2"):
+            drafter, own_sizes = (draft, [None]) if name == "jakiro" else (control, [draft.config.num_draft_tokens])
+            several = len(sizes) > 1
+            methods += [
+                drafted(f"{name}-{nodes}" if several else name, drafter, nodes) for nodes in sizes or own_sizes
+            ]
         elif name == "chain":
             tree = {"static_tree": None, "tree_top_k": 1, "tree_width": None}
             methods.append(drafted(name, draft, draft.config.tree_depth, **tree))
-        elif name == "eagle2":
-            methods.append(
-                drafted(name, control, sizes[0] if sizes else TreeShape.from_config(draft.config).num_draft_tokens)
-            )
         elif name == "prompt_lookup":
             methods.append(Method(name, text, {"prompt_lookup_num_tokens": 10}, modules={"target": target}))
         elif name == "assistant":

@@ -288,15 +288,26 @@ def draw_plots(payload: dict[str, Any], folder: Path) -> dict[str, Path]:
 
 def _colours(methods: list[str]) -> dict[str, Any]:
     """A colour per method; trees of several sizes in shades of one."""
-    sizes = [name for name in methods if name.startswith("jakiro-")]
-    shades = dict(zip(sizes, _shades(len(sizes)), strict=True))
-    return {name: shades.get(name) or _COLOURS[name] for name in methods}
-
-
-def _shades(count: int) -> list[Any]:
     import matplotlib
 
-    return [matplotlib.colormaps["Blues"](0.4 + 0.55 * index / max(1, count - 1)) for index in range(count)]
+    colours: dict[str, Any] = {}
+    for name in methods:
+        kind, size = _kind_and_size(name)
+        if size is None:
+            colours[name] = _COLOURS[kind]
+        else:
+            others = sorted(
+                other for each, other in map(_kind_and_size, methods) if each == kind and other is not None
+            )
+            shade = 0.4 + 0.55 * others.index(size) / max(1, len(others) - 1)
+            colours[name] = matplotlib.colormaps["Blues" if kind == "jakiro" else "Oranges"](shade)
+    return colours
+
+
+def _kind_and_size(method: str) -> tuple[str, int | None]:
+    """`jakiro-24` is `jakiro` with 24 nodes per tree; others have no size."""
+    kind, _, size = method.partition("-")
+    return kind, int(size) if size else None
 
 
 def _draw_speed_up(payload: dict[str, Any], plt: Any) -> Any:
@@ -436,32 +447,40 @@ def _draw_step_time(payload: dict[str, Any], plt: Any) -> Any:
 
 
 def _draw_tree_size(payload: dict[str, Any], plt: Any) -> Any:
-    """A line per temperature: speed-up and tokens per forward over nodes per tree, where several were measured."""
-    rows = [row for row in payload["summary"] if row["task"] == "mean" and row["method"].startswith("jakiro-")]
-    if not rows:
+    """A line per drafter and temperature: speed-up and tokens per forward over nodes per tree, if several ran."""
+    lines: dict[tuple[str, float], list[tuple[int, dict[str, Any]]]] = {}
+    for row in payload["summary"]:
+        kind, size = _kind_and_size(row["method"])
+        if row["task"] == "mean" and size is not None:
+            lines.setdefault((kind, row["temperature"]), []).append((size, row))
+    if not lines:
         return None
+    temperatures = _temperatures(payload)
     figure, (speed_axes, tau_axes) = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
-    for index, temperature in enumerate(_temperatures(payload)):
-        colour = ("#0969da", "#bc4c00", "#2da44e", "#8250df")[index % 4]
-        points = sorted(
-            ((int(row["method"].removeprefix("jakiro-")), row) for row in rows if row["temperature"] == temperature),
-            key=lambda point: point[0],
-        )
+    for (kind, temperature), points in lines.items():
+        points.sort(key=lambda point: point[0])
         sizes = [size for size, _ in points]
         speeds = [row["speed_up"] for _, row in points]
         lower, upper = ([speed[name] for speed in speeds] for name in ("q1", "q3"))
-        speed_axes.fill_between(sizes, lower, upper, color=colour, alpha=0.12, linewidth=0)
-        speed_axes.plot(sizes, [speed["median"] for speed in speeds], "o-", color=colour, label=f"T = {temperature:g}")
-        tau_axes.plot(sizes, [row["tokens_per_forward"] for _, row in points], "o-", color=colour)
-    speed_axes.axhline(1, color=_COLOURS["plain"], linewidth=1, linestyle="--", label="plain generate")
+        style = {
+            "color": ("#0969da", "#bc4c00", "#2da44e", "#8250df")[temperatures.index(temperature) % 4],
+            "linestyle": "-" if kind == "jakiro" else "--",
+            "marker": "o",
+            "label": f"{kind}, T = {temperature:g}",
+        }
+        speed_axes.fill_between(sizes, lower, upper, color=style["color"], alpha=0.1, linewidth=0)
+        speed_axes.plot(sizes, [speed["median"] for speed in speeds], **style)
+        tau_axes.plot(sizes, [row["tokens_per_forward"] for _, row in points], **style)
+    speed_axes.axhline(1, color=_COLOURS["plain"], linewidth=1, linestyle=":", label="plain generate")
     speed_axes.set_ylabel("speed-up")
     tau_axes.set_ylabel("tokens per target forward")
     tau_axes.set_ylim(bottom=1)
     for axes in (speed_axes, tau_axes):
-        axes.set_xticks(sorted({int(row["method"].removeprefix("jakiro-")) for row in rows}))
+        axes.set_xticks(sorted({size for points in lines.values() for size, _ in points}))
         axes.set_xlabel("drafted tokens per tree")
         axes.grid(axis="y", color="#eaeef2")
-    figure.legend(loc="outside upper center", ncols=5)
+    handles, labels = speed_axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=5)
     return figure
 
 
