@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
-BENCH_METHODS = ("plain", "static", "jakiro", "chain", "eagle2", "prompt_lookup", "assistant", "early_exit")
+BENCH_METHODS = ("plain", "static", "jakiro", "chain", "eagle2", "prompt_lookup", "assistant", "early_exit", "mtp")
 
 
 def add_convert(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -266,10 +266,9 @@ def test_methods_that_cannot_run_are_named(pair, monkeypatch):
     """Only what transformers refuses is left out; a bug is not hidden."""
     target, draft, tokenizer = pair
     prompts = [Prompt("a", "1", ("Hello",))]
-    bench = Benchmark(target, draft, tokenizer, 8, make_methods(target, draft, ["prompt_lookup", "jakiro"]))
-    (lookup,) = [method for method in bench.methods if method.name == "prompt_lookup"]
-    lookup.options["use_cache"] = False
-    assert bench.warm_up(prompts) == {"prompt_lookup": "assisted generate requires `use_cache=True`"}
+    bench = Benchmark(target, draft, tokenizer, 8, make_methods(target, draft, ["mtp", "jakiro"]))
+    (reason,) = bench.warm_up(prompts).values()
+    assert reason.startswith("Could not find `num_mtp_layers`")
     assert [method.name for method in bench.methods] == ["plain", "jakiro"]
     monkeypatch.setattr(benchmark._compat, "check_cache", lambda cache: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -424,6 +423,18 @@ def test_html_in_a_browser(results, tmp_path):
     command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", page.as_uri()]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     assert f"<title>shown {len(PLOTS)}</title>" in shown
+
+
+def test_methods_that_cannot_run_are_in_the_report(tmp_path, prompts, capsys):
+    assert main(bench_arguments(tmp_path / "out", prompts, "--methods", "mtp", "--tasks", "sums")) == 0
+    assert "mtp cannot run for this target: Could not find" in capsys.readouterr().out
+    payload = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [(method["name"], method["skipped"] is None) for method in payload["methods"]] == [
+        ("plain", True),
+        ("mtp", False),
+    ]
+    for name in ("results.md", "results.html"):
+        assert "cannot run for this target: Could not find" in (tmp_path / "out" / name).read_text()
 
 
 def test_a_stopped_run_goes_on(tmp_path, prompts, monkeypatch, capsys):

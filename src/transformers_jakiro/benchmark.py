@@ -59,6 +59,7 @@ METHODS = {
     "prompt_lookup": "transformers' prompt lookup, 10 tokens",
     "assistant": "transformers' assisted generation with a small model",
     "early_exit": "transformers' assisted generation with the target's own lower layers",
+    "mtp": "transformers' multi-token prediction with the target's own layers for it",
 }
 _WARM_UP_TOKENS = 32
 
@@ -195,8 +196,10 @@ def make_methods(
         elif name == "assistant":
             modules = {"target": target, "draft": assistant}
             methods.append(Method(name, text, {"assistant_model": assistant}, modules=modules))
-        else:
+        elif name == "early_exit":
             methods.append(Method(name, f"{text}: {early_exit}", {"assistant_early_exit": early_exit}))
+        else:
+            methods.append(Method(name, text, {"use_mtp": True}))
     return methods
 
 

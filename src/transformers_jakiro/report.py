@@ -30,6 +30,7 @@ _COLOURS = {
     "prompt_lookup": "#bf8700",
     "assistant": "#8250df",
     "early_exit": "#bf3989",
+    "mtp": "#82071e",
 }
 _PART_COLOURS = {
     "drafter": "#54aeff",

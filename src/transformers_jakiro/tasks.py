@@ -28,8 +28,8 @@ class Prompt(NamedTuple):
 
 def read_prompts(path: str | Path, limit: int | None = None) -> list[Prompt]:
     """
-    The prompts of a file of JSON lines with `id`, `task`, `turns` (or `prompt`, a single turn), or of a data set of
-    the Hub with these columns, which needs the `datasets` package.
+    The prompts of a file of JSON lines with `id`, `task`, `turns` (or `prompt`, one turn or several), or of a data
+    set of the Hub with these columns, which needs the `datasets` package.
 
     Args:
         path (`str` or `Path`): file or Hub id. Rows without `task` get its name, rows without `id` their number.
@@ -41,10 +41,11 @@ def read_prompts(path: str | Path, limit: int | None = None) -> list[Prompt]:
     """
     prompts = []
     for number, row in enumerate(read_conversations(path, limit=limit)):
-        turns = row.get("turns") or ([row["prompt"]] if row.get("prompt") else [])
+        turns = row.get("turns") or row.get("prompt") or []
+        turns = [turns] if isinstance(turns, str) else turns
         if not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
             raise ValueError(
-                f"Row {number} of {path} must have `turns`, a list of the user's messages, or `prompt`, one message; "
+                f"Row {number} of {path} must have `turns`, a list of the user's messages, or `prompt`; "
                 f"got {dict(row)}."
             )
         prompts.append(Prompt(str(row.get("task", Path(path).stem)), str(row.get("id", number)), tuple(turns)))
