@@ -104,8 +104,8 @@ def test_summary_of_a_hand_made_record():
     assert row["tokens_per_forward"] == pytest.approx(4.0)  # of the runs without timers
     assert row["drafted_per_step"] == pytest.approx(10.0)
     assert row["step_ms"] == pytest.approx({**dict.fromkeys(PARTS, 0.0), "target": 1500, "drafter": 500, "tree": 100})
-    assert row["ceiling"] == pytest.approx(4.0 * 1.0 / (1.5 + 0.5))
-    assert row["ceiling_reached"] == pytest.approx(3.0 / 2.0)
+    assert row["ceiling"] == pytest.approx(5.0 * 1.0 / (1.5 + 0.5))  # of the profiled prompt
+    assert row["ceiling_reached"] == pytest.approx(2.0 / 2.5)
     assert row["identical"] == 0.5
     assert row["levels"] == [level]
     assert rows["a", "plain"]["tokens_per_forward"] == 1.0
@@ -115,7 +115,7 @@ def test_summary_of_a_hand_made_record():
     assert mean["speed_up"]["median"] == pytest.approx(2.5)
     assert mean["identical"] == 0.75
     assert mean["prompts"] == 3
-    assert mean["ceiling"] == pytest.approx(2.0)
+    assert mean["ceiling"] == pytest.approx(2.5)
     assert [key[0] for key in rows] == ["a", "a", "b", "b", "mean", "mean"]
 
 

@@ -45,10 +45,12 @@ NOTES = (
     "prompts (first to third quartile). Means are of the tasks, each counting the same.",
     "Tokens per target forward: tokens emitted after the prefill / target forwards after the prefill.",
     "Ceiling: the speed-up if only forwards took time: tokens per target forward × plain target forward / (target "
-    "forward over the draft + drafter's forwards). Reached: the share of it that the speed-up is.",
+    "forward over the draft + drafter's forwards). Reached: the speed-up of the same prompts / their ceiling.",
     "Step times are from separate runs with timers inside, which speeds are not.",
     "Identical: answers that are plain `generate`'s, token for token, from the same seed. Transformers' own assisted "
     "methods draw other random numbers: when sampling, theirs differ though the distribution is the same.",
+    "Off: of the greedy answers in half precision that differ, the tokens that are not the argmax of the target's "
+    "forward over the whole answer, and how far they fall short, as a share of the largest logit.",
 )
 
 
@@ -117,8 +119,8 @@ def _overview(payload: dict[str, Any], temperature: float, title: str) -> _Table
         first = row["first_token_seconds"]
         identical = f"{row['identical']:.0%}"
         if row["rounding"]:
-            gap = row["rounding"]["largest_gap"]
-            identical += f" ({row['rounding']['differing']} near ties, largest gap {gap:.1%})"
+            off = row["rounding"]
+            identical += f" ({off['differing']:.0f} of {off['tokens']:.0f} off by ≤ {off['largest_gap']:.1%})"
         rows.append(
             [
                 row["method"],

@@ -5,7 +5,8 @@ What is recorded of a generation, and the figures made of it: each defined once,
 
 - *tokens per target forward* (τ): see [`tokens_per_forward`];
 - *speed-up* of a prompt: see [`speed_up`]; of a task the median of its prompts, with quartiles;
-- *ceiling*: see [`ceiling`];
+- *ceiling* of a profiled prompt: see [`ceiling`]; of a task the median. What was *reached* of it is the speed-up of
+  that prompt in the runs without timers / its ceiling; of a task the median;
 - *acceptance* of a level: of the trees whose walk came to a node with children on that level, the share of which one
   was accepted. The last level of a whole tree of a drafter with two branches is the contrastive one;
 - the *mean* is that of the tasks, each counting the same.
@@ -113,8 +114,8 @@ def ceiling(tau: float, plain_forward: float, tree_forward: float, drafter: floa
     """
     The speed-up if nothing but the forwards took time: τ · plain_forward / (tree_forward + drafter).
 
-    Where a tree's forward takes as long as that of one token, this is τ / (1 + drafter / target). All that lies
-    outside of the forwards, in plain `generate` too, is left out.
+    Where a tree's forward takes as long as that of one token, this is τ / (1 + drafter / target). The
+    prefill and all that lies outside of the forwards, in plain `generate` too, is left out.
 
     Args:
         tau: tokens per target forward.
@@ -163,7 +164,6 @@ def _task_row(records: Sequence[PromptRecord], task: str, temperature: float, me
     ratios = [speed_up(own, of("plain", record.runs)) for own, record in zip(runs, records, strict=True)]
     flat = [run for own in runs for run in own]
     profiles = of(method, (profile for record in records for profile in record.profiles))
-    plain = of("plain", (profile for record in records for profile in record.profiles))
     own_lengths = [length for run in flat for length in run.accept_lengths or ()]
     lengths = own_lengths or [length for profile in profiles for length in profile.accept_lengths]
     tau = tokens_per_forward(lengths) if lengths else None
@@ -171,12 +171,8 @@ def _task_row(records: Sequence[PromptRecord], task: str, temperature: float, me
     parts = None
     if steps and all(profile.parts is not None for profile in profiles):
         parts = {part: 1e3 * sum(profile.parts[part] for profile in profiles) / steps for part in PARTS}
-    median, reached, top = statistics.median(ratios), None, None
-    plain_steps = sum(len(profile.accept_lengths) for profile in plain)
-    if parts is not None and plain_steps and tau is not None and method != "plain":
-        plain_forward = 1e3 * sum(profile.parts["target"] for profile in plain) / plain_steps
-        top = ceiling(tau, plain_forward, parts["target"], parts["drafter"])
-        reached = median / top
+    ceilings = [_measured_ceiling(of(method, record.profiles), of("plain", record.profiles)) for record in records]
+    reached = [ratio / top for ratio, top in zip(ratios, ceilings, strict=True) if top is not None]
     lower, upper = quartiles(ratios)
     drafted = [run.num_drafted_tokens for run in flat if run.num_drafted_tokens is not None]
     memory = [profile.peak_memory for profile in profiles if profile.peak_memory is not None]
@@ -186,18 +182,29 @@ def _task_row(records: Sequence[PromptRecord], task: str, temperature: float, me
         "method": method,
         "prompts": len(records),
         "tokens_per_second": tokens_per_second(flat),
-        "speed_up": {"median": median, "q1": lower, "q3": upper},
+        "speed_up": {"median": statistics.median(ratios), "q1": lower, "q3": upper},
         "tokens_per_forward": tau,
         "drafted_per_step": sum(drafted) / len(own_lengths) if own_lengths else None,
         "first_token_seconds": _if_any(statistics.median, [profile.first_token_seconds for profile in profiles]),
         "step_ms": parts,
-        "ceiling": top,
-        "ceiling_reached": reached,
+        "ceiling": _if_any(statistics.median, [top for top in ceilings if top is not None]),
+        "ceiling_reached": _if_any(statistics.median, reached),
         "levels": _add_levels(profile.levels for profile in profiles),
         "peak_memory": max(memory, key=lambda each: each["bytes"]) if memory else None,
         "identical": sum(run.identical for run in flat) / len(flat),
         "rounding": _add_rounding(run.rounding for run in flat),
     }
+
+
+def _measured_ceiling(profiles: Sequence[Profile], plain: Sequence[Profile]) -> float | None:
+    """[`ceiling`] of a profiled prompt; None for plain `generate`, and where it was not measured."""
+    steps, plain_steps = (sum(len(profile.accept_lengths) for profile in each) for each in (profiles, plain))
+    if not steps or not plain_steps or profiles == plain or any(profile.parts is None for profile in profiles):
+        return None
+    lengths = [length for profile in profiles for length in profile.accept_lengths]
+    target, drafter = (sum(profile.parts[part] for profile in profiles) / steps for part in ("target", "drafter"))
+    plain_forward = sum(profile.parts["target"] for profile in plain) / plain_steps
+    return ceiling(tokens_per_forward(lengths), plain_forward, target, drafter)
 
 
 def _mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
