@@ -134,7 +134,7 @@ def add_bench(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "--deepen",
         type=int,
         metavar="N",
-        help="insert identity layers into the target, up to N: the ratio of a larger",
+        help="insert identity layers into the target, up to N: the same tokens at the layer ratio of a larger model",
     )
     parser.add_argument("--dtype", default="bfloat16", help="precision of all models (bfloat16)")
     parser.add_argument(
