@@ -50,6 +50,7 @@ from transformers_jakiro.benchmark import Benchmark, accept_lengths, provenance,
 from transformers_jakiro.data import prepare_dataset
 from transformers_jakiro.features import FeatureDataset
 from transformers_jakiro.files import write_json
+from transformers_jakiro.tasks import Prompt
 from transformers_jakiro.train import main as train
 from transformers_jakiro.train import parse, read_data
 
@@ -155,7 +156,7 @@ def train_recipe(config: Path, tokens_per_step: float) -> dict[str, Any]:
 
 
 def generate_all(
-    benchmark: Benchmark, prompts: Sequence[tuple[str, str, str]], temperature: float, description: str
+    benchmark: Benchmark, prompts: Sequence[Prompt], temperature: float, description: str
 ) -> dict[str, Any]:
     """Answers all prompts with the drafter: tokens per target forward by task, and drafter forwards per tree."""
     forwards = 0
@@ -166,9 +167,9 @@ def generate_all(
 
     accepted: dict[str, list[int]] = {}
     handle = benchmark.draft.register_forward_hook(count)
-    for task, _, prompt in tqdm(prompts, desc=f"{description}, T = {temperature:g}"):
+    for task, _, turns in tqdm(prompts, desc=f"{description}, T = {temperature:g}"):
         torch.manual_seed(0)
-        input_ids = benchmark.encode(prompt)["input_ids"]
+        input_ids = benchmark.encode(turns[0])["input_ids"]
         accepted.setdefault(task, []).extend(
             accept_lengths(benchmark.target, benchmark.draft, input_ids, temperature, benchmark.max_new_tokens)
         )

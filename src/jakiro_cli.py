@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
+BENCH_METHODS = ("plain", "static", "jakiro", "chain", "eagle2", "prompt_lookup", "assistant", "early_exit", "mtp")
 
 
 def add_convert(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -87,22 +88,58 @@ def add_demo(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def add_bench(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """`jakiro bench --target T --draft D FILE ...`"""
+    """`jakiro bench --target T --draft D [FILE ...]`"""
     parser = subparsers.add_parser(
         "bench",
         help="measure what a drafter gives on this machine",
-        description="Run plain generate and generate with the drafter, prompt by prompt in the same process, and "
-        "report speed-up, tokens per target forward and where a step's time goes.",
+        description="Let several ways to generate answer the same prompts, taking turns in one process, and report "
+        "speed-up, tokens per target forward, acceptance and where a step's time goes. With --output, stopped and run "
+        "again, it goes on.",
     )
-    parser.add_argument("files", metavar="FILE", nargs="*", help="prompts: JSON lines with `id`, `task`, `turns`")
+    parser.add_argument(
+        "files",
+        metavar="FILE",
+        nargs="*",
+        help="prompts: JSON lines with `id`, `task`, `turns`, or a Hub id (default: a small set that ships)",
+    )
     parser.add_argument("--target", required=True, metavar="T", help="folder or Hub id")
     parser.add_argument("--draft", required=True, metavar="D", help="folder or Hub id")
+    parser.add_argument("--tasks", nargs="+", metavar="NAME", help="tasks of the prompts to take (all)")
+    parser.add_argument("--limit", type=int, metavar="N", help="prompts per task (all)")
     parser.add_argument("--temperature", type=float, nargs="+", default=[0.0], metavar="T", help="0 is greedy (0)")
-    parser.add_argument("--limit", type=int, metavar="N", help="prompts per file (all)")
-    parser.add_argument("--max-new-tokens", type=int, default=200, metavar="N", help="per prompt (200)")
-    parser.add_argument("--num-assistant-tokens", type=int, metavar="N", help="nodes per tree (the drafter's)")
-    parser.add_argument("--dtype", default="bfloat16", help="precision of both models (bfloat16)")
-    parser.add_argument("--output", metavar="JSON", help="file for all figures with their provenance")
+    parser.add_argument("--max-new-tokens", type=int, default=200, metavar="N", help="per turn (200)")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=BENCH_METHODS,
+        metavar="M",
+        help=f"of {', '.join(BENCH_METHODS)} (plain, jakiro, chain, prompt_lookup and those whose model is given)",
+    )
+    parser.add_argument("--control", metavar="D", help="another drafter, for the method eagle2: folder or Hub id")
+    parser.add_argument("--assistant", metavar="M", help="small model for the method assistant: folder or Hub id")
+    parser.add_argument(
+        "--assistant-early-exit", type=int, metavar="N", help="layers of the target to draft with: method early_exit"
+    )
+    parser.add_argument(
+        "--num-assistant-tokens",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="nodes per tree (the drafter's); several are compared",
+    )
+    parser.add_argument(
+        "--profile", type=int, default=1, metavar="N", help="prompts per task to run again with timers (1)"
+    )
+    parser.add_argument(
+        "--deepen",
+        type=int,
+        metavar="N",
+        help="insert identity layers into the target, up to N: the same tokens at the layer ratio of a larger model",
+    )
+    parser.add_argument("--dtype", default="bfloat16", help="precision of all models (bfloat16)")
+    parser.add_argument(
+        "--output", metavar="DIR", help="folder for results.json, results.md, results.html and plots (none)"
+    )
     parser.add_argument(
         "--context", type=int, nargs="+", metavar="LENGTH", help="also measure a step's time at these context lengths"
     )

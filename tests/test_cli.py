@@ -90,6 +90,7 @@ def test_help_and_version(capsys):
         (["--help"], "convert a published Jakiro"),
         (["convert", "--help"], "--dtype D"),
         (["features", "--help"], "--shard-size S"),
+        (["bench", "--help"], "--assistant-early-exit N"),
         (["regenerate", "--help"], "--max-new-tokens N"),
         (["--version"], f"jakiro {version('transformers-jakiro')}\n"),
     ):
@@ -119,7 +120,8 @@ def test_help_imports_neither_torch_nor_transformers():
     code = (
         "import sys\n"
         "from jakiro_cli import main\n"
-        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "for arguments in ['--help'], ['bench', '--help']:\n"
+        "    try:\n        main(arguments)\n    except SystemExit:\n        pass\n"
         "sys.exit(', '.join(sys.modules.keys() & {'torch', 'transformers', 'huggingface_hub'}) or 0)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -167,7 +167,7 @@ def test_sampling_is_accepted_nearly_as_well_as_greedy_decoding():
                 ),
                 **{"do_sample": True, "top_k": 0, "max_new_tokens": 80, "return_dict_in_generate": True, **kwargs},
             )
-            for _, _, prompt in read_prompts(PAIR / "prompts.jsonl", 4)
+            for _, _, (prompt,) in read_prompts(PAIR / "prompts.jsonl", 4)
         ]
 
     plain, taus = answers(), {}

@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, Stoppin
 
 from jakiro_cli import main
 from transformers_jakiro import JakiroDraftModel, JakiroGenerateOutput
-from transformers_jakiro.benchmark import PromptResult, context_growth, rounding_report, summarize, tokens_per_forward
+from transformers_jakiro.benchmark import context_growth, rounding_report, tokens_per_forward
 from transformers_jakiro.demo import PAIR, run_demo
 
 
@@ -153,54 +153,7 @@ def test_demo_errors(capsys):
     assert "belong together" in capsys.readouterr().err
 
 
-def test_bench(tmp_path, capsys):
-    prompts = tmp_path / "p.jsonl"
-    prompts.write_text(
-        '{"id": 1, "task": "sums", "turns": ["What is 3 + 4?"]}\n'
-        '{"id": 2, "task": "more", "turns": ["What is 5 * 6?"]}\n'
-    )
-    output = tmp_path / "out.json"
-    arguments = ["bench", "--target", str(PAIR / "target"), "--draft", str(PAIR / "draft"), str(prompts)]
-    options = ["--temperature", "0", "1", "--max-new-tokens", "24", "--dtype", "float32", "--output", str(output)]
-    assert main([*arguments, *options]) == 0
-    payload = json.loads(output.read_text())
-    assert len(payload["results"]) == 4
-    assert {row["task"] for row in payload["summary"]} == {"sums", "more", "mean"}
-    assert all(row["identical"] == 1.0 for row in payload["summary"])
-    for result in payload["results"]:
-        in_forwards = result["target_seconds"] + result["draft_seconds"] + result["head_seconds"]
-        assert 0 < in_forwards < result["seconds"]
-    assert payload["provenance"]["arguments"]["dtype"] == "float32"
-    assert main(["bench", "--target", "a", "--draft", "b"]) == 1
-    assert "Nothing to measure" in capsys.readouterr().err
-
-
 def test_context_growth_reports_both_lengths(target, draft):
     rows = context_growth(target, draft, (32, 96), steps=3, rounds=2)
     assert [row["context"] for row in rows] == [32, 96]
     assert all(0 < row["target_ms"] < row["step_ms"] for row in rows)
-
-
-def result(**values):
-    defaults = {
-        "task": "a", "id": "1", "temperature": 0.0, "new_tokens": 11, "plain_seconds": 4.0, "plain_new_tokens": 11,
-        "seconds": 2.0, "steps": 5, "tokens_per_forward": 2.0, "num_drafted_tokens": 50, "target_seconds": 1.0,
-        "draft_seconds": 0.5, "head_seconds": 0.3, "identical": True,
-    }  # fmt: skip
-    return PromptResult(**{**defaults, **values})
-
-
-def test_definitions_on_hand_made_figures():
-    assert tokens_per_forward([3, 0, 1]) == pytest.approx(1 + 4 / 3)
-    assert tokens_per_forward([]) == 1.0
-    assert result().speed_up == pytest.approx(2.0)
-    assert result(new_tokens=22).speed_up == pytest.approx(4.0)  # tokens per second, not seconds
-    (row,) = summarize([result(), result(seconds=1.0, target_seconds=0.5, identical=False)])
-    assert row["speed_up"] == pytest.approx(3.0)
-    assert row["tokens_per_forward"] == pytest.approx(2.0)  # 10 tokens after the prefill's in 5 forwards
-    assert row["tokens_per_second"] == pytest.approx(22 / 3)
-    assert row["other_share"] == pytest.approx(1 - (1.8 + 1.3) / 3.0)
-    assert row["identical"] == 0.5
-    rows = summarize([result(), result(task="b", seconds=1.0)])
-    assert rows[-1]["task"] == "mean"
-    assert rows[-1]["speed_up"] == pytest.approx(3.0)

@@ -7,7 +7,7 @@ import inspect
 import pytest
 import torch
 from targets import make_prompt, make_target
-from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, MambaForCausalLM
+from transformers import Cache, CompileConfig, DynamicCache, GenerationConfig, GenerationMixin, MambaForCausalLM
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, QuantizedLayer, StaticLayer
 from transformers.generation import CandidateGenerator
 from transformers.generation.configuration_utils import GenerationMode
@@ -171,3 +171,10 @@ def test_kinds_of_cache_layers():
     assert not issubclass(StaticLayer, DynamicLayer)
     assert _compat.check_cache(DynamicCache()) is None
     assert _compat.check_cache(DynamicCache(config=make_target("gemma3", window=9).config)) is None
+
+
+def test_compiling_on_all_devices():
+    assert CompileConfig()._compile_all_devices is None
+    assert _compat.compile_everywhere().to_dict() == CompileConfig().to_dict()  # what `torch.compile` gets
+    criteria = inspect.getsource(GenerationMixin._valid_auto_compile_criteria)
+    assert "compile_config._compile_all_devices" in criteria

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from transformers import Cache, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import Cache, CompileConfig, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import (
     DynamicLayer,
     DynamicSlidingWindowLayer,
@@ -341,3 +341,10 @@ try:  # since transformers 5.21
 except ImportError:
     pass
 _CHAIN_LAYERS = frozenset({"DynamicIndexedLayer"})
+
+
+def compile_everywhere() -> CompileConfig:
+    """Lets `generate(cache_implementation="static")` compile on CPUs too, where transformers does not by itself."""
+    config = CompileConfig()
+    config._compile_all_devices = True
+    return config

@@ -1,24 +1,23 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """
-What a drafter gives: plain `generate` and `generate` with the drafter, prompt by prompt in the same process.
+What a drafter gives on this machine, against everything else one could have picked: all methods side by side in one
+process, taking turns on every prompt.
 
-Definitions, used everywhere:
-- *tokens per target forward* (τ) = tokens emitted after the prefill's own one / target forwards after the prefill;
-- *speed-up* of a prompt = time of plain `generate` / time with the drafter, for equal numbers of new tokens;
-- time *outside the forwards* = step time − (target forwards + drafter forwards, the target's head on the drafter's
-  features included).
+What the figures mean is defined in [`~transformers_jakiro.summary`]; where the time goes is measured in separate runs
+([`~transformers_jakiro.profiling`]), so that no timer slows down what is compared.
 """
 
+import json
 import platform
-import statistics
+import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from itertools import pairwise
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -31,22 +30,38 @@ from transformers import (
     set_seed,
 )
 
-from .data import read_conversations
-from .files import write_json
+from . import _compat
+from .candidate_generator import TreeShape
+from .deepened import deepen
 from .generation import JakiroGenerateOutput
-from .target import DraftHead
-from .tree import DraftTree
+from .profiling import (
+    TIMED_METHODS,
+    ForwardTimer,
+    StepRecorder,
+    context_growth,
+    parts_of,
+    peak_memory,
+    reset_peak_memory,
+    synchronize,
+)
+from .summary import Profile, PromptRecord, Run, summarize, tokens_per_forward
+from .tasks import Prompt, gather_prompts, read_prompts
 
+if TYPE_CHECKING:
+    from rich.console import Console
 
-def synchronize(device: torch.device) -> None:
-    """Waits for the device's queued work, so that a timer around it tells the truth."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-
-
-def tokens_per_forward(accept_lengths: Sequence[int]) -> float:
-    """τ of a generation: each target forward after the prefill emits one token more than it accepts."""
-    return 1 + sum(accept_lengths) / len(accept_lengths) if accept_lengths else 1.0
+METHODS = {
+    "plain": "plain `generate`",
+    "static": "plain `generate` with a static cache and `torch.compile`",
+    "jakiro": "trees of the drafter",
+    "chain": "chains of the same drafter",
+    "eagle2": "trees of the control drafter",
+    "prompt_lookup": "transformers' prompt lookup, 10 tokens",
+    "assistant": "transformers' assisted generation with a small model",
+    "early_exit": "transformers' assisted generation with the target's own lower layers",
+    "mtp": "transformers' multi-token prediction with the target's own layers for it",
+}
+_WARM_UP_TOKENS = 32
 
 
 def sampling_options(temperature: float) -> dict[str, Any]:
@@ -81,85 +96,128 @@ def accept_lengths(
     return output.accept_lengths[0]
 
 
-@dataclass
-class PromptResult:
-    """One prompt at one temperature. Times in seconds."""
-
-    task: str
-    id: str
-    temperature: float
-    new_tokens: int
-    plain_seconds: float
-    plain_new_tokens: int
-    seconds: float
-    steps: int
-    tokens_per_forward: float
-    num_drafted_tokens: int
-    target_seconds: float
-    draft_seconds: float
-    head_seconds: float
-    identical: bool
-
-    @property
-    def speed_up(self) -> float:
-        """Ratio of the tokens per second."""
-        return (self.new_tokens / self.seconds) / (self.plain_new_tokens / self.plain_seconds)
-
-
-class ForwardTimer:
+@dataclass(frozen=True)
+class Method:
     """
-    Adds up the time spent in modules' forwards, nested ones counted once, outermost first. With a module `head`, heads
-    of a part of the vocabulary, which each generation makes for itself, count as that.
+    A way to generate.
+
+    Args:
+        options: arguments of `generate`.
+        draft ([`JakiroDraftModel`], *optional*): the drafter, also among the options.
+        tree: fields of the drafter's config while this method runs.
+        modules: whose forwards to time in profiled runs: `target`, `draft`, `head`; None where hooks would change what
+            is run, or could not tell the two apart.
     """
 
-    def __init__(self, device: torch.device, **modules: torch.nn.Module):
-        self.seconds = dict.fromkeys(modules, 0.0)
-        self._device = device
-        self._modules = modules
-        self._started: list[tuple[str, float]] = []
+    name: str
+    description: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    draft: PreTrainedModel | None = None
+    tree: Mapping[str, Any] = field(default_factory=dict)
+    modules: Mapping[str, torch.nn.Module] | None = None
 
     @contextmanager
-    def running(self) -> Iterator["ForwardTimer"]:
-        compute, handles = DraftHead.__call__, []
-
-        def timed(head: DraftHead, features: torch.Tensor) -> torch.Tensor:
-            self._start("head")
-            logits = compute(head, features)
-            self._stop()
-            return logits
-
-        if "head" in self._modules:
-            DraftHead.__call__ = timed
-        for name, module in self._modules.items():
-            handles.append(module.register_forward_pre_hook(lambda *_, name=name: self._start(name)))
-            handles.append(module.register_forward_hook(lambda *_: self._stop()))
+    def ready(self) -> Iterator[None]:
+        """Sets the fields of the drafter's config, and takes them back."""
+        before = {name: getattr(self.draft.config, name) for name in self.tree}
         try:
-            yield self
+            for name, value in self.tree.items():
+                setattr(self.draft.config, name, value)
+            yield
         finally:
-            DraftHead.__call__ = compute
-            for handle in handles:
-                handle.remove()
+            for name, value in before.items():
+                setattr(self.draft.config, name, value)
 
-    def _start(self, name: str) -> None:
-        if not self._started:
-            synchronize(self._device)
-        self._started.append((name, time.perf_counter()))
 
-    def _stop(self) -> None:
-        name, start = self._started.pop()
-        if not self._started:
-            synchronize(self._device)
-            self.seconds[name] += time.perf_counter() - start
+def make_methods(
+    target: PreTrainedModel,
+    draft: PreTrainedModel,
+    names: Sequence[str] | None = None,
+    control: PreTrainedModel | None = None,
+    assistant: PreTrainedModel | None = None,
+    early_exit: int | None = None,
+    num_assistant_tokens: Sequence[int] = (),
+) -> list[Method]:
+    """
+    The methods to compare, plain `generate` always the first.
+
+    Args:
+        names: of [`METHODS`]; default: `plain`, `jakiro`, `chain`, `prompt_lookup`, and those whose model is given.
+        control: another drafter, with trees of as many nodes: `eagle2`.
+        assistant: a small causal language model with the same tokenizer: `assistant`.
+        early_exit: layers of the target to draft with: `early_exit`.
+        num_assistant_tokens: nodes per tree; default: the drafter's. With several, `jakiro` and `eagle2` run once
+            with each, as `jakiro-8` and so on.
+
+    Raises:
+        ValueError: for unknown names, and for methods whose model is not given.
+    """
+    given = {"eagle2": control, "assistant": assistant, "early_exit": early_exit}
+    if names is None:
+        chosen = ["plain", "jakiro", "chain", "prompt_lookup", *(name for name in given if given[name] is not None)]
+    else:
+        chosen = list(dict.fromkeys(("plain", *names)))
+    unknown = [name for name in chosen if name not in METHODS]
+    if unknown:
+        raise ValueError(f"`--methods` must be of {[*METHODS]}, got {unknown}.")
+    options = {"eagle2": "--control", "assistant": "--assistant", "early_exit": "--assistant-early-exit"}
+    for name in chosen:
+        if name in given and given[name] is None:
+            raise ValueError(f"The method `{name}` needs `{options[name]}`. Give it, or leave the method out.")
+    sizes = list(dict.fromkeys(num_assistant_tokens))
+    head = target.get_output_embeddings()
+
+    def drafted(name: str, drafter: PreTrainedModel, nodes: int | None, **tree: Any) -> Method:
+        kwargs: dict[str, Any] = {"assistant_model": drafter, "return_dict_in_generate": True}
+        if nodes is not None:
+            kwargs["num_assistant_tokens"] = nodes
+        description = METHODS[name.partition("-")[0]] + (f", {nodes} nodes" if nodes is not None else "")
+        return Method(name, description, kwargs, drafter, tree, {"target": target, "draft": drafter, "head": head})
+
+    methods = []
+    for name in chosen:
+        text = METHODS[name]
+        if name == "plain":
+            methods.append(Method(name, text, {}, modules={"target": target}))
+        elif name == "static":
+            compiled = {"cache_implementation": "static", "compile_config": _compat.compile_everywhere()}
+            methods.append(Method(name, text, compiled))
+        elif name in ("jakiro", "eagle2"):
+            drafter, own_sizes = (draft, [None]) if name == "jakiro" else (control, [draft.config.num_draft_tokens])
+            several = len(sizes) > 1
+            methods += [
+                drafted(f"{name}-{nodes}" if several else name, drafter, nodes) for nodes in sizes or own_sizes
+            ]
+        elif name == "chain":
+            tree = {"static_tree": None, "tree_top_k": 1, "tree_width": None}
+            methods.append(drafted(name, draft, draft.config.tree_depth, **tree))
+        elif name == "prompt_lookup":
+            methods.append(Method(name, text, {"prompt_lookup_num_tokens": 10}, modules={"target": target}))
+        elif name == "assistant":
+            modules = {"target": target, "draft": assistant}
+            methods.append(Method(name, text, {"assistant_model": assistant}, modules=modules))
+        elif name == "early_exit":
+            methods.append(Method(name, f"{text}: {early_exit}", {"assistant_early_exit": early_exit}))
+        else:
+            methods.append(Method(name, text, {"use_mtp": True}))
+    return methods
+
+
+def _silent_conversation(prompt: Prompt) -> list[dict[str, str]]:
+    """A prompt's turns with empty answers between them."""
+    messages = [[{"role": "user", "content": turn}, {"role": "assistant", "content": ""}] for turn in prompt.turns]
+    return [message for pair in messages for message in pair][:-1]
 
 
 class Benchmark:
     """
-    Compares a target with and without its drafter.
+    Lets several methods answer the same prompts.
 
     Args:
         target, draft: the two models.
         tokenizer: the target's, with a chat template if it has one.
-        max_new_tokens (`int`): per prompt.
+        max_new_tokens (`int`): per turn.
+        methods (`Sequence[Method]`, *optional*): what to compare; default: plain `generate` and the drafter's trees.
     """
 
     def __init__(
@@ -168,181 +226,152 @@ class Benchmark:
         draft: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         max_new_tokens: int = 200,
+        methods: Sequence[Method] | None = None,
     ):
         self.target, self.draft, self.tokenizer = target.eval(), draft.eval(), tokenizer
         self.max_new_tokens = max_new_tokens
+        self.methods = list(methods or make_methods(target, draft, ("plain", "jakiro")))
         self._device = target.get_input_embeddings().weight.device
 
-    def encode(self, prompt: str) -> dict[str, torch.Tensor]:
-        """One user turn as the target's chat template frames it, or the bare text if it has none."""
+    def encode(self, messages: str | Sequence[Mapping[str, str]]) -> dict[str, torch.Tensor]:
+        """
+        One user turn, or a conversation, as the target's chat template frames it; the bare text if it has none.
+
+        Returns:
+            `input_ids` and `attention_mask`, `[1, T]`.
+        """
+        if isinstance(messages, str):
+            messages = [{"role": "user", "content": messages}]
         if self.tokenizer.chat_template is None:
-            inputs = self.tokenizer(prompt, return_tensors="pt")
+            inputs = self.tokenizer("\n\n".join(message["content"] for message in messages), return_tensors="pt")
         else:
             inputs = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}],
-                add_generation_prompt=True,
-                return_tensors="pt",
-                return_dict=True,
+                list(messages), add_generation_prompt=True, return_tensors="pt", return_dict=True
             )
         return {name: inputs[name].to(self._device) for name in ("input_ids", "attention_mask")}
 
-    def run_prompt(self, task: str, prompt_id: str, prompt: str, temperature: float, seed: int = 0) -> PromptResult:
-        """Plain `generate`, then with the drafter, from the same seed."""
-        inputs = self.encode(prompt)
-        kwargs = {**inputs, **sampling_options(temperature), "max_new_tokens": self.max_new_tokens}
-        prompt_length = inputs["input_ids"].shape[1]
+    def warm_up(self, prompts: Sequence[Prompt], temperatures: Sequence[float] = (0.0,)) -> dict[str, str]:
+        """
+        Lets every method answer the longest prompt with a few tokens, as if with room for the longest conversation:
+        static caches do not grow afterwards. Drops the methods that transformers refuses for this target.
 
-        set_seed(seed)
-        plain_seconds, plain = self._timed(lambda: self.target.generate(**kwargs))
-        timer = ForwardTimer(
-            self._device, target=self.target, draft=self.draft, head=self.target.get_output_embeddings()
-        )
-        set_seed(seed)
-        with timer.running():
-            seconds, output = self._timed(
-                lambda: self.target.generate(**kwargs, assistant_model=self.draft, return_dict_in_generate=True)
-            )
-        assert isinstance(output, JakiroGenerateOutput)
-        accept_lengths = output.accept_lengths[0]
-        return PromptResult(
-            task=task,
-            id=prompt_id,
-            temperature=temperature,
-            new_tokens=output.sequences.shape[1] - prompt_length,
-            plain_seconds=plain_seconds,
-            plain_new_tokens=plain.shape[1] - prompt_length,
-            seconds=seconds,
-            steps=len(accept_lengths),
-            tokens_per_forward=tokens_per_forward(accept_lengths),
-            num_drafted_tokens=output.num_drafted_tokens,
-            target_seconds=timer.seconds["target"],
-            draft_seconds=timer.seconds["draft"],
-            head_seconds=timer.seconds["head"],
-            identical=torch.equal(plain, output.sequences),
-        )
+        Returns:
+            Why, by the dropped methods' names.
+        """
+        conversations = [self.encode(_silent_conversation(prompt)) for prompt in prompts]
+        inputs = max(conversations, key=lambda inputs: inputs["input_ids"].shape[1])
+        start = inputs["input_ids"].shape[1]
+        # decoded and read again, an answer may take some tokens more
+        room = max(len(prompt.turns) for prompt in prompts) * (self.max_new_tokens + _WARM_UP_TOKENS)
+        enough = [lambda ids, scores: torch.full((1,), ids.shape[1] - start >= _WARM_UP_TOKENS, device=ids.device)]
+        skipped: dict[str, str] = {}
+        num_layers = self.target.config.get_text_config(decoder=True).num_hidden_layers
+        for method in self.methods:
+            for temperature in temperatures:
+                kwargs = {**inputs, **sampling_options(temperature), **method.options, "stopping_criteria": enough}
+                kwargs["max_new_tokens"] = room
+                try:
+                    with method.ready():
+                        self.target.generate(**kwargs)
+                except (ValueError, NotImplementedError) as error:
+                    if method.name == "plain":
+                        raise
+                    skipped[method.name] = " ".join(str(error).split())
+                    # an early exit that fails leaves the target with its lower layers
+                    self.target.config.get_text_config(decoder=True).num_hidden_layers = num_layers
+                    break
+        self.methods = [method for method in self.methods if method.name not in skipped]
+        return skipped
 
-    def _timed(self, function):
+    def run_prompt(
+        self, prompt: Prompt, temperature: float = 0.0, seed: int = 0, profile: bool = False, first: int = 0
+    ) -> PromptRecord:
+        """
+        Lets all methods answer each turn of a prompt from the same seed and the same context: between the turns stand
+        the answers of plain `generate`.
+
+        Args:
+            prompt ([`~transformers_jakiro.tasks.Prompt`]): what is asked.
+            temperature (`float`): 0 is greedy.
+            profile (`bool`): run all again, with timers.
+            first (`int`): which method begins.
+        """
+        record = PromptRecord(prompt.task, prompt.id, temperature, runs=[])
+        first %= len(self.methods)
+        order = self.methods[first:] + self.methods[:first]
+        messages: list[dict[str, str]] = []
+        for turn, text in enumerate(prompt.turns):
+            messages.append({"role": "user", "content": text})
+            inputs = self.encode(messages)
+            answers = {method.name: self._run(method, turn, inputs, temperature, seed) for method in order}
+            _, plain = answers["plain"]
+            for method in self.methods:
+                run, sequence = answers[method.name]
+                run.identical = torch.equal(sequence, plain)
+                if not run.identical and temperature == 0 and self.target.dtype in (torch.bfloat16, torch.float16):
+                    run.rounding = rounding_report(self.target, sequence, run.prompt_tokens)
+                record.runs.append(run)
+            if profile:
+                record.profiles += [self._profile(method, turn, inputs, temperature, seed) for method in self.methods]
+            answer = plain[0, inputs["input_ids"].shape[1] :]
+            messages.append({"role": "assistant", "content": self.tokenizer.decode(answer, skip_special_tokens=True)})
+        return record
+
+    def _generate(self, method: Method, inputs: Mapping[str, torch.Tensor], temperature: float, seed: int, **kwargs):
+        set_seed(seed)
         synchronize(self._device)
         start = time.perf_counter()
-        result = function()
-        synchronize(self._device)
-        return time.perf_counter() - start, result
-
-
-def read_prompts(path: Path, limit: int | None = None) -> list[tuple[str, str, str]]:
-    """(task, id, first turn) of each line of a JSONL file with `id`, `task`, `turns` (or `prompt`)."""
-    return [
-        (
-            row.get("task", Path(path).stem),
-            str(row.get("id", index)),
-            row["turns"][0] if "turns" in row else row["prompt"],
+        output = self.target.generate(
+            **inputs, **sampling_options(temperature), **method.options, max_new_tokens=self.max_new_tokens, **kwargs
         )
-        for index, row in enumerate(read_conversations(path, limit=limit))
-    ]
+        synchronize(self._device)
+        return time.perf_counter() - start, output
 
+    def _run(
+        self, method: Method, turn: int, inputs: Mapping[str, torch.Tensor], temperature: float, seed: int
+    ) -> tuple[Run, torch.LongTensor]:
+        with method.ready():
+            seconds, output = self._generate(method, inputs, temperature, seed)
+        drafted = isinstance(output, JakiroGenerateOutput)
+        sequence = output.sequences if drafted else output
+        prompt_tokens = inputs["input_ids"].shape[1]
+        run = Run(method.name, turn, prompt_tokens, sequence.shape[1] - prompt_tokens, seconds, identical=True)
+        if drafted:
+            run.accept_lengths, run.num_drafted_tokens = output.accept_lengths[0], output.num_drafted_tokens
+        return run, sequence
 
-def summarize(results: Sequence[PromptResult]) -> list[dict[str, Any]]:
-    """One row per task and temperature, then the mean of the tasks per temperature. Speed-ups are medians."""
-    rows: list[dict[str, Any]] = []
-    for temperature in dict.fromkeys(result.temperature for result in results):
-        of_temperature = [result for result in results if result.temperature == temperature]
-        task_rows = []
-        for task in dict.fromkeys(result.task for result in of_temperature):
-            group = [result for result in of_temperature if result.task == task]
-            seconds = sum(result.seconds for result in group)
-            in_forwards = sum(result.target_seconds + result.draft_seconds + result.head_seconds for result in group)
-            steps = sum(result.steps for result in group)
-            task_rows.append(
-                {
-                    "task": task,
-                    "temperature": temperature,
-                    "prompts": len(group),
-                    "plain_tokens_per_second": sum(r.plain_new_tokens for r in group)
-                    / sum(r.plain_seconds for r in group),
-                    "tokens_per_second": sum(r.new_tokens for r in group) / seconds,
-                    "speed_up": statistics.median(r.speed_up for r in group),
-                    "tokens_per_forward": sum(r.new_tokens - 1 for r in group) / max(1, steps),
-                    "target_share": sum(r.target_seconds for r in group) / seconds,
-                    "draft_share": sum(r.draft_seconds + r.head_seconds for r in group) / seconds,
-                    "other_share": 1 - in_forwards / seconds,
-                    "identical": sum(r.identical for r in group) / len(group),
-                }
-            )
-        rows.extend(task_rows)
-        if len(task_rows) > 1:
-            mean = {"task": "mean", "temperature": temperature, "prompts": len(of_temperature)}
-            for name in task_rows[0]:
-                if name not in mean:
-                    mean[name] = statistics.fmean(row[name] for row in task_rows)
-            rows.append(mean)
-    return rows
+    def _profile(
+        self, method: Method, turn: int, inputs: Mapping[str, torch.Tensor], temperature: float, seed: int
+    ) -> Profile:
+        timer = ForwardTimer(self._device, TIMED_METHODS, **(method.modules or {}))
+        prefill: dict[str, Any] = {}
 
+        def on_prefill() -> None:
+            synchronize(self._device)
+            prefill.update(time=time.perf_counter(), seconds=dict(timer.seconds))
 
-class _StepClock:
-    """A [`~transformers_jakiro.StepStreamer`] that notes when each step ended."""
-
-    def __init__(self, on_step: Callable[[], None]):
-        self._on_step = on_step
-
-    def put(self, value: torch.Tensor) -> None:
-        pass
-
-    def put_step(self, tokens: torch.LongTensor, tree: DraftTree | None, visited: list[int]) -> None:
-        self._on_step()
-
-    def end(self) -> None:
-        pass
-
-
-def _after_steps(marks: list[tuple[float, float]], steps: int) -> Callable[..., torch.Tensor]:
-    """A stopping criterion: enough steps were marked."""
-    return lambda input_ids, scores: torch.full((input_ids.shape[0],), len(marks) >= steps, device=input_ids.device)
-
-
-def context_growth(
-    target: PreTrainedModel,
-    draft: PreTrainedModel,
-    lengths: Sequence[int] = (1024, 8192),
-    steps: int = 20,
-    rounds: int = 3,
-) -> list[dict[str, float]]:
-    """
-    How a step's time grows with the context, on random tokens, the lengths taking turns.
-
-    Returns:
-        Per context length the median milliseconds of a step, of the target's forward in it, and of the rest.
-    """
-    device = target.get_input_embeddings().weight.device
-    records: dict[int, list[tuple[float, float]]] = {length: [] for length in lengths}
-    for _ in range(rounds):
-        for length, record in records.items():
-            input_ids = torch.randint(5, target.config.get_text_config().vocab_size, (1, length), device=device)
-            timer = ForwardTimer(device, target=target)
-            marks: list[tuple[float, float]] = []
-
-            def mark(timer=timer, marks=marks):
-                synchronize(device)
-                marks.append((time.perf_counter(), timer.seconds["target"]))
-
-            with timer.running():
-                target.generate(
-                    input_ids,
-                    attention_mask=torch.ones_like(input_ids),
-                    assistant_model=draft,
-                    streamer=_StepClock(mark),
-                    do_sample=False,
-                    eos_token_id=None,
-                    max_new_tokens=(steps + 3) * (draft.config.tree_depth + 1),
-                    stopping_criteria=[_after_steps(marks, steps + 3)],
-                )
-            for before, after in pairwise(marks[2:]):  # the first steps warm up
-                record.append((after[0] - before[0], after[1] - before[1]))
-    rows = []
-    for length, record in records.items():
-        total = 1e3 * statistics.median(total for total, _ in record)
-        in_target = 1e3 * statistics.median(seconds for _, seconds in record)
-        rows.append({"context": length, "step_ms": total, "target_ms": in_target, "rest_ms": total - in_target})
-    return rows
+        reset_peak_memory(self._device)
+        with method.ready(), timer.running():
+            shape = None
+            if method.draft is not None:
+                shape = TreeShape.from_config(method.draft.config, method.options.get("num_assistant_tokens"))
+            recorder = StepRecorder(on_prefill, shape)
+            seconds, _ = self._generate(method, inputs, temperature, seed, streamer=recorder)
+            end = time.perf_counter()
+        decoding = end - prefill["time"]
+        spent = {name: value - prefill["seconds"][name] for name, value in timer.seconds.items()}
+        in_prefill, *later = recorder.num_tokens
+        return Profile(
+            method=method.name,
+            turn=turn,
+            first_token_seconds=seconds - decoding,
+            seconds=decoding,
+            accept_lengths=[tokens - 1 for tokens in later],
+            num_prefill_tokens=in_prefill,
+            parts=None if method.modules is None else parts_of(spent, decoding),
+            levels=recorder.levels,
+            peak_memory=peak_memory(self._device),
+        )
 
 
 @torch.no_grad()
@@ -364,7 +393,8 @@ def rounding_report(target: PreTrainedModel, sequences: torch.LongTensor, prompt
 def provenance(**arguments: Any) -> dict[str, Any]:
     """What a figure depends on besides the models."""
     return {
-        "transformers_jakiro": _version("transformers_jakiro"),
+        "transformers_jakiro": version("transformers_jakiro"),
+        "commit": _commit(),
         "transformers": transformers.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -375,20 +405,21 @@ def provenance(**arguments: Any) -> dict[str, Any]:
     }
 
 
-def write_results(path: Path, results: Sequence[PromptResult], **arguments: Any) -> None:
-    """Summary, every prompt's result and the provenance; written to a temporary file first."""
-    payload = {
-        "provenance": provenance(**arguments),
-        "summary": summarize(results),
-        "results": [{**asdict(result), "speed_up": result.speed_up} for result in results],
-    }
-    write_json(Path(path), payload)
+def _commit() -> str | None:
+    """The commit of this package's checkout, `-dirty` if changed; None where it is installed without one."""
 
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        try:
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError:  # no git
+            return None
+        return result.stdout.strip() if result.returncode == 0 else None
 
-def _version(package: str) -> str:
-    from importlib.metadata import version
-
-    return version(package)
+    if git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return None
+    commit = git("rev-parse", "HEAD")
+    return f"{commit}-dirty" if git("status", "--porcelain", "--untracked-files=no", ".") else commit
 
 
 def _processor() -> str:
@@ -400,70 +431,259 @@ def _processor() -> str:
     return platform.processor()
 
 
+class Journal:
+    """
+    What has been measured, a line of JSON per prompt and temperature, so that a stopped run can go on.
+
+    Args:
+        path (`Path`, *optional*): the file; without one nothing outlives the process.
+        conditions (`dict`): what the figures depend on.
+
+    Raises:
+        ValueError: if the file holds what was measured under other conditions.
+    """
+
+    def __init__(self, path: Path | None, conditions: dict[str, Any]):
+        self._path = path
+        self.records: dict[tuple[float, str, str], PromptRecord] = {}
+        self.skipped: dict[str, str] | None = None
+        conditions = json.loads(json.dumps(conditions))
+        if path is None:
+            return
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        if lines and not lines[-1].endswith("\n"):  # stopped while it was written
+            lines.pop()
+            path.write_text("".join(lines), encoding="utf-8")
+        for line in lines:
+            entry = json.loads(line)
+            if "conditions" in entry:
+                _check_same(path, entry["conditions"], conditions)
+            elif "skipped" in entry:
+                self.skipped = entry["skipped"]
+            else:
+                record = PromptRecord.from_dict(entry["record"])
+                self.records[record.temperature, record.task, record.id] = record
+        if not lines:
+            self._write({"conditions": conditions})
+
+    def add(self, record: PromptRecord) -> None:
+        self.records[record.temperature, record.task, record.id] = record
+        self._write({"record": asdict(record)})
+
+    def skip(self, reasons: dict[str, str]) -> None:
+        """Notes which methods cannot be run, and why."""
+        self.skipped = reasons
+        self._write({"skipped": reasons})
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+
+
+def _check_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    flat = [{**values, **values["arguments"]} for values in (before, now)]
+    differing = [
+        f"{name} {flat[0].get(name)!r} (now {flat[1].get(name)!r})"
+        for name in dict.fromkeys((*flat[0], *flat[1]))
+        if name != "arguments" and flat[0].get(name) != flat[1].get(name)
+    ]
+    if differing:
+        raise ValueError(
+            f"{path} holds what was measured under other conditions: {', '.join(differing)}. Repeat those of before "
+            "to go on, or choose another `--output`."
+        )
+
+
 def run_bench(
     files: Sequence[str],
     target: str,
     draft: str,
     temperature: Sequence[float] = (0.0,),
+    tasks: Sequence[str] | None = None,
     limit: int | None = None,
     max_new_tokens: int = 200,
-    num_assistant_tokens: int | None = None,
+    methods: Sequence[str] | None = None,
+    control: str | None = None,
+    assistant: str | None = None,
+    assistant_early_exit: int | None = None,
+    num_assistant_tokens: Sequence[int] | None = None,
+    profile: int = 1,
+    deepen: int | None = None,
     dtype: str = "bfloat16",
     output: str | None = None,
     context: Sequence[int] | None = None,
-) -> list[PromptResult]:
+    console: "Console | None" = None,
+) -> dict[str, Any]:
     """
-    The `jakiro bench` command: loads the pair, runs the prompts of all files at all temperatures, prints tables.
+    The `jakiro bench` command: lets all methods answer the prompts at all temperatures, prints tables and writes a
+    report. Stopped and run again with the same arguments, it goes on.
+
+    Args:
+        files: prompts ([`~transformers_jakiro.tasks.read_prompts`]); default: those that ship, or none where only
+            `context` is asked for.
+        target, draft, control, assistant: folders or Hub ids.
+        temperature: 0 is greedy.
+        tasks, limit: which tasks, and how many prompts of each.
+        methods, assistant_early_exit, num_assistant_tokens: see [`make_methods`].
+        profile: prompts of each task to run again with timers.
+        deepen: layers to give the target by inserting identity layers ([`~transformers_jakiro.deepened.deepen`]).
+        output: folder for the report.
+        context: lengths at which to measure a step's time, too.
+
+    Returns:
+        What `results.json` holds; see `bench/results.schema.json`.
 
     Raises:
-        ValueError: if there is nothing to measure.
+        ValueError: if the models, prompts or methods do not fit, or `output` holds results of other arguments.
     """
+    arguments = {name: value for name, value in locals().items() if name not in ("console", "output")}
     from rich.console import Console
-    from rich.progress import track
-    from rich.table import Table
+    from rich.markup import escape
 
-    if not files and not context:
-        raise ValueError("Nothing to measure: give files with prompts, or `--context` lengths.")
-    console = Console()
+    from . import report
+
+    if profile < 0:
+        raise ValueError(f"`--profile` must be at least 0, got {profile}.")
+    console = console or Console()
     if not console.is_terminal:
-        console = Console(width=140)  # a file has room for the whole table
-    prompts = [row for file in files for row in read_prompts(Path(file), limit)]
+        console.width = 150  # a file has room for the whole table
+    prompts = gather_prompts(files, tasks, limit) if files or not context else []
+    folder = None if output is None else Path(output)
+    if folder is not None:
+        if folder.is_file():
+            raise ValueError(f"`--output` must be a folder, {folder} is a file. Choose another name.")
+        folder.mkdir(parents=True, exist_ok=True)
+    conditions = provenance(**arguments)
+    journal = Journal(None if folder is None else folder / "runs.jsonl", conditions)
+
+    benchmark, label, context_models = _load(arguments)
+    known = [{"name": method.name, "description": method.description} for method in benchmark.methods]
+    jobs = [(value, prompt) for value in temperature for prompt in prompts]
+    try:
+        _run_jobs(benchmark, journal, jobs, profile, console)
+    except KeyboardInterrupt:
+        console.print(f"Stopped after {len(journal.records)} of {len(jobs)} answers.", end=" ")
+        if folder is not None:
+            console.print("Run the same command again to go on.", end="")
+        console.print()
+        raise SystemExit(130) from None
+    records = [journal.records[value, prompt.task, prompt.id] for value, prompt in jobs]
+    skipped = journal.skipped or {}
+    payload = {
+        "schema_version": report.SCHEMA_VERSION,
+        "label": label,
+        "provenance": {
+            **conditions,
+            "target_config": _config(benchmark.target),
+            "draft_config": _config(benchmark.draft),
+        },
+        "methods": [{**method, "skipped": skipped.get(method["name"])} for method in known],
+        "summary": summarize(records),
+        "context": context_growth(*context_models, context) if context else [],
+        "records": [asdict(record) for record in records],
+    }
+    console.print(f"[bold]{escape(label)}[/bold]", soft_wrap=True)
+    for table in report.tables(payload):
+        console.print(table)
+    console.print(escape(report.conditions(payload)), soft_wrap=True)
+    for name, reason in skipped.items():
+        console.print(f"[bold]{name}[/bold] cannot run for this target: {escape(reason)}", soft_wrap=True)
+    if folder is not None:
+        missing = report.write_report(folder, payload)
+        console.print(
+            f"Saved {escape(str(folder / 'results.json'))}, results.md, results.html"
+            + ("" if missing else " and plots")
+        )
+        if missing:
+            console.print(missing, soft_wrap=True)
+    return payload
+
+
+def _load(arguments: Mapping[str, Any]) -> tuple[Benchmark, str, tuple[PreTrainedModel, PreTrainedModel]]:
+    """The models and methods that the arguments name, what to call the pair, and the pair."""
+    target, dtype = arguments["target"], arguments["dtype"]
+    where = {"device_map": "auto"} if torch.accelerator.is_available() else {}
+    target_model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype, **where).eval()
+    device = target_model.get_output_embeddings().weight.device
+
+    def load(name: str, auto: Any) -> PreTrainedModel | None:
+        path = arguments[name]
+        return None if path is None else auto.from_pretrained(path, dtype=target_model.dtype).to(device).eval()
+
+    draft_model, control = load("draft", AutoModel), load("control", AutoModel)
+    label = f"{target} with {arguments['draft']}, {dtype}"
+    if arguments["deepen"] is not None:
+        positions = deepen(target_model, arguments["deepen"])
+        for drafter in (draft_model, control):
+            if drafter is not None and drafter.config.feature_layers:
+                drafter.config.feature_layers = [positions[layer] for layer in drafter.config.feature_layers]
+        label += f", target deepened to {arguments['deepen']} layers (identity layers inserted)"
+    methods = make_methods(
+        target_model,
+        draft_model,
+        arguments["methods"],
+        control=control,
+        assistant=load("assistant", AutoModelForCausalLM),
+        early_exit=arguments["assistant_early_exit"],
+        num_assistant_tokens=arguments["num_assistant_tokens"] or (),
+    )
     tokenizer = AutoTokenizer.from_pretrained(target)
-    target_model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype)
-    draft_model = AutoModel.from_pretrained(draft, dtype=dtype)
-    if num_assistant_tokens is not None:
-        draft_model.config.num_draft_tokens = num_assistant_tokens
-    benchmark = Benchmark(target_model, draft_model, tokenizer, max_new_tokens)
-    results: list[PromptResult] = []
-    if prompts:
-        benchmark.run_prompt(*prompts[0], temperature=temperature[0])  # warm-up, dropped
-        jobs = [(prompt, value) for value in temperature for prompt in prompts]
-        results = [benchmark.run_prompt(*prompt, temperature=value) for prompt, value in track(jobs, console=console)]
-        table = Table(title=f"{target} with {draft}, {dtype}")
-        for column in (
-            *("task", "T", "prompts", "plain tok/s", "tok/s", "speed-up", "tokens/forward"),
-            *("target", "drafter", "other", "identical"),
-        ):
-            table.add_column(column, justify="left" if column == "task" else "right")
-        for row in summarize(results):
-            table.add_row(
-                row["task"],
-                f"{row['temperature']:g}",
-                str(row["prompts"]),
-                *(f"{row[name]:.1f}" for name in ("plain_tokens_per_second", "tokens_per_second")),
-                *(f"{row[name]:.2f}" for name in ("speed_up", "tokens_per_forward")),
-                *(f"{row[name]:.1%}" for name in ("target_share", "draft_share", "other_share", "identical")),
-            )
-        console.print(table)
-    if context:
-        table = Table(title="milliseconds of a step, by tokens of context (medians)")
-        for column in ("context", "step", "target forward", "rest"):
-            table.add_column(column, justify="right")
-        for row in context_growth(target_model, draft_model, context):
-            table.add_row(str(row["context"]), *(f"{row[name]:.2f}" for name in ("step_ms", "target_ms", "rest_ms")))
-        console.print(table)
-    if output is not None:
-        arguments = {"target": target, "draft": draft, "dtype": dtype, "max_new_tokens": max_new_tokens}
-        write_results(Path(output), results, **arguments, draft_config=draft_model.config.to_diff_dict())
-        console.print(f"Saved {output}")
-    return results
+    benchmark = Benchmark(target_model, draft_model, tokenizer, arguments["max_new_tokens"], methods)
+    return benchmark, label, (target_model, draft_model)
+
+
+def _run_jobs(
+    benchmark: Benchmark,
+    journal: Journal,
+    jobs: Sequence[tuple[float, Prompt]],
+    num_profiled: int,
+    console: "Console",
+) -> None:
+    """Runs what the journal does not hold yet: pairs of a temperature and a prompt."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    left = [job for job in jobs if (job[0], job[1].task, job[1].id) not in journal.records]
+    if not left:
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("warm-up", total=len(left))
+        if journal.skipped is None:
+            temperatures = list(dict.fromkeys(value for value, _ in jobs))
+            journal.skip(benchmark.warm_up([prompt for _, prompt in jobs], temperatures))
+        else:
+            benchmark.methods = [method for method in benchmark.methods if method.name not in journal.skipped]
+            benchmark.warm_up([prompt for _, prompt in left], [left[0][0]])
+        seen: dict[tuple[float, str], int] = {}
+        for number, (value, prompt) in enumerate(jobs):
+            index = seen.setdefault((value, prompt.task), 0)
+            seen[value, prompt.task] += 1
+            if (value, prompt.task, prompt.id) in journal.records:
+                continue
+            progress.update(bar, description=f"{prompt.task}, T = {value:g}")
+            journal.add(benchmark.run_prompt(prompt, value, profile=index < num_profiled, first=number))
+            progress.advance(bar)
+
+
+def _config(model: PreTrainedModel) -> dict[str, Any]:
+    return json.loads(model.config.to_json_string())
+
+
+__all__ = [
+    "METHODS",
+    "Benchmark",
+    "ForwardTimer",
+    "Journal",
+    "Method",
+    "accept_lengths",
+    "context_growth",
+    "make_methods",
+    "provenance",
+    "read_prompts",
+    "rounding_report",
+    "run_bench",
+    "sampling_options",
+    "synchronize",
+    "tokens_per_forward",
+]
