@@ -18,7 +18,18 @@ from pathlib import Path
 from typing import Any
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
-BENCH_METHODS = ("plain", "static", "jakiro", "chain", "eagle2", "prompt_lookup", "assistant", "early_exit", "mtp")
+BENCH_METHODS = (
+    "plain",
+    "static",
+    "jakiro",
+    "adaptive",
+    "chain",
+    "eagle2",
+    "prompt_lookup",
+    "assistant",
+    "early_exit",
+    "mtp",
+)
 
 
 def add_convert(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -152,6 +163,44 @@ def add_bench(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser.set_defaults(run=run)
 
 
+def add_tune(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`jakiro tune --target T --draft D [FILE ...]`"""
+    parser = subparsers.add_parser(
+        "tune",
+        help="find the tree that is fastest on this machine, and write it to the drafter's config",
+        description="Let the target answer sample prompts, replay trees of many depths, widths and sizes on the "
+        "answers, time the two models, and let the most promising trees, the published one and the drafter's own "
+        "answer the prompts. The fastest is written to the drafter's config.json.",
+    )
+    parser.add_argument(
+        "files",
+        metavar="FILE",
+        nargs="*",
+        help="prompts: JSON lines with `id`, `task`, `turns`, or a Hub id (default: a small set that ships)",
+    )
+    parser.add_argument("--target", required=True, metavar="T", help="folder or Hub id")
+    parser.add_argument("--draft", required=True, metavar="D", help="folder or Hub id")
+    parser.add_argument("--tasks", nargs="+", metavar="NAME", help="tasks of the prompts to take (all)")
+    parser.add_argument("--limit", type=int, default=2, metavar="N", help="prompts per task (2)")
+    parser.add_argument(
+        "--temperature", type=float, nargs="+", default=[0.0, 1.0], metavar="T", help="to tune for; 0 is greedy (0 1)"
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="per prompt (64)")
+    parser.add_argument("--deepen", type=int, metavar="N", help="insert identity layers into the target, up to N")
+    parser.add_argument("--dtype", default="bfloat16", help="precision of both models (bfloat16)")
+    parser.add_argument(
+        "--output", metavar="DIR", help="folder for the drafter with its tree (changes --draft's config)"
+    )
+    parser.add_argument("--report", metavar="JSON", help="file for all figures (none)")
+
+    def run(args: argparse.Namespace) -> None:
+        from transformers_jakiro.tune import run_tune
+
+        run_tune(**_arguments(args))
+
+    parser.set_defaults(run=run)
+
+
 def add_features(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`jakiro features --target T --data DATA --output DIR`"""
     parser = subparsers.add_parser(
@@ -255,7 +304,7 @@ def _train_help(prog: str) -> str:
     return parser.format_help()
 
 
-COMMANDS = (add_train, add_demo, add_bench, add_regenerate, add_features, add_convert)
+COMMANDS = (add_train, add_demo, add_bench, add_tune, add_regenerate, add_features, add_convert)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

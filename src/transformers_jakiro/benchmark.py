@@ -14,7 +14,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ from transformers import (
 
 from . import _compat
 from .candidate_generator import TreeShape
-from .deepened import deepen
+from .deepened import deepen as insert_layers
 from .generation import JakiroGenerateOutput
 from .profiling import (
     TIMED_METHODS,
@@ -54,6 +54,7 @@ METHODS = {
     "plain": "plain `generate`",
     "static": "plain `generate` with a static cache and `torch.compile`",
     "jakiro": "trees of the drafter",
+    "adaptive": "trees of the drafter, sized while generating",
     "chain": "chains of the same drafter",
     "eagle2": "trees of the control drafter",
     "prompt_lookup": "transformers' prompt lookup, 10 tokens",
@@ -188,6 +189,10 @@ def make_methods(
             methods += [
                 drafted(f"{name}-{nodes}" if several else name, drafter, nodes) for nodes in sizes or own_sizes
             ]
+        elif name == "adaptive":
+            method = drafted(name, draft, *sizes[:1])
+            schedule = {"num_assistant_tokens_schedule": "heuristic"}
+            methods.append(replace(method, options={**method.options, **schedule}))
         elif name == "chain":
             tree = {"static_tree": None, "tree_top_k": 1, "tree_width": None}
             methods.append(drafted(name, draft, draft.config.tree_depth, **tree))
@@ -557,7 +562,17 @@ def run_bench(
     conditions = provenance(**arguments)
     journal = Journal(None if folder is None else folder / "runs.jsonl", conditions)
 
-    benchmark, label, context_models = _load(arguments)
+    models = {"control": control, "assistant": assistant, "assistant_early_exit": assistant_early_exit}
+    benchmark, label = load_benchmark(
+        target,
+        draft,
+        dtype,
+        max_new_tokens,
+        methods=methods,
+        num_assistant_tokens=num_assistant_tokens,
+        deepen=deepen,
+        **models,
+    )
     known = [{"name": method.name, "description": method.description} for method in benchmark.methods]
     jobs = [(value, prompt) for value in temperature for prompt in prompts]
     try:
@@ -580,7 +595,7 @@ def run_bench(
         },
         "methods": [{**method, "skipped": skipped.get(method["name"])} for method in known],
         "summary": summarize(records),
-        "context": context_growth(*context_models, context) if context else [],
+        "context": context_growth(benchmark.target, benchmark.draft, context) if context else [],
         "records": [asdict(record) for record in records],
     }
     console.print(f"[bold]{escape(label)}[/bold]", soft_wrap=True)
@@ -600,37 +615,45 @@ def run_bench(
     return payload
 
 
-def _load(arguments: Mapping[str, Any]) -> tuple[Benchmark, str, tuple[PreTrainedModel, PreTrainedModel]]:
-    """The models and methods that the arguments name, what to call the pair, and the pair."""
-    target, dtype = arguments["target"], arguments["dtype"]
+def load_benchmark(
+    target: str,
+    draft: str,
+    dtype: str = "bfloat16",
+    max_new_tokens: int = 200,
+    methods: Sequence[str] | None = None,
+    control: str | None = None,
+    assistant: str | None = None,
+    assistant_early_exit: int | None = None,
+    num_assistant_tokens: Sequence[int] | None = None,
+    deepen: int | None = None,
+) -> tuple[Benchmark, str]:
+    """Loads models, on the accelerator if there is one. Arguments as of [`run_bench`]. Returns their name, too."""
     where = {"device_map": "auto"} if torch.accelerator.is_available() else {}
     target_model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype, **where).eval()
     device = target_model.get_output_embeddings().weight.device
 
-    def load(name: str, auto: Any) -> PreTrainedModel | None:
-        path = arguments[name]
+    def load(path: str | None, auto: Any) -> PreTrainedModel | None:
         return None if path is None else auto.from_pretrained(path, dtype=target_model.dtype).to(device).eval()
 
-    draft_model, control = load("draft", AutoModel), load("control", AutoModel)
-    label = f"{target} with {arguments['draft']}, {dtype}"
-    if arguments["deepen"] is not None:
-        positions = deepen(target_model, arguments["deepen"])
-        for drafter in (draft_model, control):
+    draft_model, control_model = load(draft, AutoModel), load(control, AutoModel)
+    label = f"{target} with {draft}, {dtype}"
+    if deepen is not None:
+        positions = insert_layers(target_model, deepen)
+        for drafter in (draft_model, control_model):
             if drafter is not None and drafter.config.feature_layers:
                 drafter.config.feature_layers = [positions[layer] for layer in drafter.config.feature_layers]
-        label += f", target deepened to {arguments['deepen']} layers (identity layers inserted)"
-    methods = make_methods(
+        label += f", target deepened to {deepen} layers (identity layers inserted)"
+    chosen = make_methods(
         target_model,
         draft_model,
-        arguments["methods"],
-        control=control,
-        assistant=load("assistant", AutoModelForCausalLM),
-        early_exit=arguments["assistant_early_exit"],
-        num_assistant_tokens=arguments["num_assistant_tokens"] or (),
+        methods,
+        control=control_model,
+        assistant=load(assistant, AutoModelForCausalLM),
+        early_exit=assistant_early_exit,
+        num_assistant_tokens=num_assistant_tokens or (),
     )
     tokenizer = AutoTokenizer.from_pretrained(target)
-    benchmark = Benchmark(target_model, draft_model, tokenizer, arguments["max_new_tokens"], methods)
-    return benchmark, label, (target_model, draft_model)
+    return Benchmark(target_model, draft_model, tokenizer, max_new_tokens, chosen), label
 
 
 def _run_jobs(
@@ -678,6 +701,7 @@ __all__ = [
     "Method",
     "accept_lengths",
     "context_growth",
+    "load_benchmark",
     "make_methods",
     "provenance",
     "read_prompts",

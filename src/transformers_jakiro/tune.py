@@ -1,0 +1,529 @@
+# Copyright 2026 The transformers-jakiro authors.
+# Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
+"""
+Finds the tree that is fastest on this machine, for a target and its drafter.
+
+1. *Text.* The target answers sample prompts with plain `generate`. One more forward per answer gives what the drafter
+   reads at each position.
+2. *Replay.* For each depth and width, at every position of the answers a tree with all of its candidates is grown. The
+   ranks that the answer's own tokens have among the candidates tell how many of them a tree of N nodes accepts, for
+   every N at once.
+3. *Costs.* The median time of growing such a tree, of the target's forward by the number of nodes, and of the rest of
+   a step.
+4. *Choice.* Tokens per second = (tokens per step) / (time per step), as the replay and the costs predict it. The best
+   few, the published tree and the drafter's own then answer the prompts, taking turns; the fastest wins.
+
+The result depends on the machine, on the precision and on what else runs: tune where the drafter will work.
+"""
+
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel, set_seed
+
+from .benchmark import Benchmark, load_benchmark, provenance, sampling_options, tokens_per_forward
+from .candidate_generator import JakiroCandidateGenerator, TreeShape
+from .coupling import SamplingCoupling, can_couple
+from .files import write_json
+from .generation import _TreeForward
+from .profiling import synchronize
+from .target import Target
+from .tasks import gather_prompts
+from .tree import DraftTree
+
+DEPTHS = (2, 3, 4, 5, 6, 7, 8)
+WIDTHS = (2, 4, 6, 10)
+TOP_K = 32
+MAX_NODES = 96
+TREE_SIZES = (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 60, 72, 84, 97)
+PUBLISHED = {"tree_depth": 7, "tree_top_k": 10, "tree_width": 10, "num_draft_tokens": 59}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is chosen: the fields of [`JakiroDraftConfig`] of the same meaning."""
+
+    tree_depth: int
+    tree_width: int
+    num_draft_tokens: int
+    tree_top_k: int = TOP_K
+
+    def __str__(self) -> str:
+        return f"{self.tree_depth} levels, {self.tree_width} nodes wide, {self.num_draft_tokens} nodes"
+
+    @classmethod
+    def of(cls, config: Any) -> "Shape":
+        """The shape in a drafter's config."""
+        return cls(
+            config.tree_depth, config.tree_width or config.tree_top_k, config.num_draft_tokens, config.tree_top_k
+        )
+
+    def apply(self, config: Any) -> None:
+        """Writes the shape into a drafter's config."""
+        for name, value in asdict(self).items():
+            setattr(config, name, value)
+
+
+@dataclass
+class Answer:
+    """An answer of the target and what the drafter reads of it."""
+
+    temperature: float
+    input_ids: torch.LongTensor  # [1, T], the prompt first
+    prompt_length: int
+    max_length: int  # that it was allowed to have
+    features: torch.Tensor  # [1, T, F]
+    noise: torch.Tensor | None  # [T - prompt_length, V], of each new token's draw
+
+
+@dataclass
+class Costs:
+    """Medians, in seconds."""
+
+    draft: dict[tuple[int, int], float]  # by depth and width: growing a tree
+    target: dict[int, float]  # by nodes, the root included: a forward
+    rest: float  # of a step
+
+    def target_seconds(self, num_nodes: int) -> float:
+        """Linear between the measured numbers of nodes."""
+        below = max(n for n in self.target if n <= num_nodes)
+        above = min((n for n in self.target if n >= num_nodes), default=below)
+        if above == below:
+            return self.target[below]
+        share = (num_nodes - below) / (above - below)
+        return (1 - share) * self.target[below] + share * self.target[above]
+
+    def step_seconds(self, depth: int, width: int, num_draft_tokens: int) -> float:
+        """Of a step with such a tree."""
+        return self.draft[depth, width] + self.target_seconds(num_draft_tokens + 1) + self.rest
+
+
+@torch.no_grad()
+def answer_prompts(benchmark: Benchmark, prompts: Sequence[str], temperatures: Sequence[float]) -> Iterator[Answer]:
+    """The target's answers to each prompt at each temperature."""
+    target = Target(benchmark.target, benchmark.draft.config.feature_layers)
+    for temperature, prompt in itertools.product(temperatures, prompts):
+        inputs = benchmark.encode(prompt)
+        prompt_length = inputs["input_ids"].shape[1]
+        set_seed(0)
+        noise = None
+        device = inputs["input_ids"].device
+        if temperature > 0 and benchmark.draft.config.couple_sampling and can_couple(device):
+            vocab_size = target.config.vocab_size
+            noise = SamplingCoupling(temperature, [], vocab_size, device).noise(benchmark.max_new_tokens)
+        output = benchmark.target.generate(
+            **inputs, max_new_tokens=benchmark.max_new_tokens, **sampling_options(temperature)
+        )
+        features = target.features(output)
+        max_length = prompt_length + benchmark.max_new_tokens
+        yield Answer(temperature, output, prompt_length, max_length, features, noise)
+
+
+class Replay:
+    """
+    Trees at every position of the answers.
+
+    Args:
+        target, draft: the two models.
+        answers (`Sequence[Answer]`): as [`answer_prompts`] gives them.
+    """
+
+    def __init__(self, target: PreTrainedModel, draft: PreTrainedModel, answers: Sequence[Answer]):
+        self._target, self._draft, self._answers = target, draft, answers
+        self.seconds: dict[tuple[int, int], list[float]] = {}
+
+    @property
+    def num_positions(self) -> int:
+        """Trees that one depth and width take."""
+        return sum(answer.input_ids.shape[1] - answer.prompt_length - 1 for answer in self._answers)
+
+    def ranks(self, depth: int, width: int) -> Iterator[list[int]]:
+        """
+        Per position of each answer, in order, the ranks (from 0) of the following tokens among the tree's candidates:
+        a tree of N nodes accepts those below N, up to the first that is not.
+        """
+        for answer in self._answers:
+            yield from self._ranks(answer, depth, width)
+
+    def _ranks(self, answer: Answer, depth: int, width: int) -> Iterator[list[int]]:
+        position = answer.prompt_length
+        coupling = None
+        if answer.noise is not None:
+            coupling = SamplingCoupling(answer.temperature, [], self._draft.config.vocab_size, answer.input_ids.device)
+            coupling.noise = lambda num_draws: answer.noise[position - answer.prompt_length + 1 :][:num_draws]
+        sampling_temperature = answer.temperature if coupling is None else 0.0
+        shape = TreeShape.from_config(self._draft.config, sampling_temperature=sampling_temperature)
+        all_nodes = TOP_K * (1 + (depth - 1) * width)
+        shape = replace(shape, depth=depth, width=width, top_k=TOP_K, num_draft_tokens=all_nodes, static_tree=None)
+        generator = JakiroCandidateGenerator(self._draft, self._target, shape, coupling=coupling)
+        embeddings = generator.target.embed(answer.input_ids)
+        tokens = answer.input_ids[0].tolist()
+        generator.observe(answer.features[:, :position], embeddings[:, :position])
+        while position < len(tokens) - 1:
+            limit = min(depth, answer.max_length - 2 - position)  # a step emits one token more than it drafts
+            synchronize(generator.device)
+            start = time.perf_counter()
+            tree = generator.propose(answer.input_ids[:, position], max_depth=limit)
+            synchronize(generator.device)
+            if limit == depth:
+                self.seconds.setdefault((depth, width), []).append(time.perf_counter() - start)
+            yield path_ranks(tree, tokens[position + 1 : -1])  # the last one is emitted, never accepted
+            generator.observe(answer.features[:, position : position + 1], embeddings[:, position : position + 1])
+            position += 1
+
+    def accepted_lengths(self, ranks: Sequence[list[int]], num_draft_tokens: int) -> list[int]:
+        """Tokens that each step accepts, when steps follow one another through the answers."""
+        lengths, start = [], 0
+        for answer in self._answers:
+            end = start + answer.input_ids.shape[1] - answer.prompt_length - 1
+            position = start
+            while position < end:
+                following = ranks[position]
+                accepted = next((i for i, rank in enumerate(following) if rank >= num_draft_tokens), len(following))
+                lengths.append(accepted)
+                position += accepted + 1
+            start = end
+        return lengths
+
+
+def path_ranks(tree: DraftTree, following: Sequence[int]) -> list[int]:
+    """The ranks of a text's tokens among a tree's candidates, as far as they are in the tree."""
+    if tree.scores is None:  # the root alone
+        return []
+    parents, tokens = tree.parents[0].tolist(), tree.tokens[0].tolist()
+    order = tree.scores[0, 1:].sort(descending=True, stable=True).indices.tolist()
+    rank = {node + 1: place for place, node in enumerate(order)}
+    children = {
+        (parent, token): node for node, (parent, token) in enumerate(zip(parents, tokens, strict=True)) if node
+    }
+    node, ranks = 0, []
+    for token in following:
+        node = children.get((node, token))
+        if node is None:
+            break
+        ranks.append(rank[node])
+    return ranks
+
+
+@torch.no_grad()
+def target_costs(
+    target: PreTrainedModel, input_ids: torch.LongTensor, sizes: Sequence[int], rounds: int = 7
+) -> dict[int, float]:
+    """
+    Median seconds of the target's forward over trees of `sizes` nodes (the root included) below a text `[1, T]`, the
+    sizes taking turns.
+    """
+    cache = DynamicCache(config=target.config)
+    target(input_ids, past_key_values=cache, logits_to_keep=1)
+    view, device = Target(target), input_ids.device
+    forward = _TreeForward(view, cache, GenerationConfig(), {}, prompt_length=input_ids.shape[1])
+    seconds: dict[int, list[float]] = {size: [] for size in sizes}
+    for _ in range(rounds + 1):
+        for size in sizes:
+            parents = torch.zeros((1, size), dtype=torch.long, device=device)
+            tree = DraftTree(input_ids[:, :1].expand(1, size).contiguous(), parents, max_depth=1)
+            synchronize(device)
+            start = time.perf_counter()
+            forward.run(tree)
+            synchronize(device)
+            seconds[size].append(time.perf_counter() - start)
+            forward.keep([])
+    forward.close()
+    return {size: statistics.median(times[1:]) for size, times in seconds.items()}
+
+
+def predictions(
+    costs: Costs, replay: Replay, ranks: dict[tuple[int, int], list[list[int]]]
+) -> list[tuple[float, Shape]]:
+    """Predicted tokens per second of all shapes, the fastest first."""
+    found = []
+    for (depth, width), rows in ranks.items():
+        most = min(MAX_NODES, TOP_K * (1 + (depth - 1) * width))
+        for num_draft_tokens in range(1, most + 1):
+            lengths = replay.accepted_lengths(rows, num_draft_tokens)
+            seconds = costs.step_seconds(depth, width, num_draft_tokens)
+            speed = (1 + statistics.fmean(lengths)) / seconds
+            found.append((speed, Shape(depth, width, num_draft_tokens)))
+    return sorted(found, key=lambda pair: -pair[0])
+
+
+def shortlist(ranked: Sequence[tuple[float, Shape]], count: int) -> list[Shape]:
+    """The fastest shapes of different depths and widths: neighbours in the number of nodes are all alike."""
+    chosen: list[Shape] = []
+    for _, shape in ranked:
+        if all((shape.tree_depth, shape.tree_width) != (other.tree_depth, other.tree_width) for other in chosen):
+            chosen.append(shape)
+        if len(chosen) == count:
+            break
+    return chosen
+
+
+@dataclass
+class Measured:
+    """What a shape (None: plain `generate`) gave when it answered the prompts."""
+
+    shape: Shape | None
+    new_tokens: int = 0
+    seconds: float = 0.0
+    accept_lengths: list[int] = field(default_factory=list)
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.new_tokens / self.seconds
+
+    @property
+    def tokens_per_forward(self) -> float:
+        return tokens_per_forward(self.accept_lengths)
+
+
+def measure(
+    benchmark: Benchmark,
+    prompts: Sequence[str],
+    temperatures: Sequence[float],
+    shapes: Sequence[Shape],
+    advance: Callable[[], None] = lambda: None,
+) -> list[Measured]:
+    """
+    Lets plain `generate` and each shape answer each prompt at each temperature, taking turns. The drafter's config is
+    left as it was.
+    """
+    config = benchmark.draft.config
+    results = [Measured(shape) for shape in (None, *shapes)]
+    before = {name: getattr(config, name) for name in (*PUBLISHED, "static_tree")}
+    device = next(benchmark.draft.parameters()).device
+    try:
+        config.static_tree = None
+        for number, (temperature, prompt) in enumerate(itertools.product(temperatures, prompts)):
+            inputs = benchmark.encode(prompt)
+            for index in range(len(results)):  # each takes its turn at being the first
+                result = results[(index + number) % len(results)]
+                kwargs: dict[str, Any] = {}
+                if result.shape is not None:
+                    result.shape.apply(config)
+                    kwargs = {"assistant_model": benchmark.draft, "return_dict_in_generate": True}
+                set_seed(0)
+                synchronize(device)
+                start = time.perf_counter()
+                output = benchmark.target.generate(
+                    **inputs, max_new_tokens=benchmark.max_new_tokens, **sampling_options(temperature), **kwargs
+                )
+                synchronize(device)
+                result.seconds += time.perf_counter() - start
+                sequences = output if result.shape is None else output.sequences
+                result.new_tokens += sequences.shape[1] - inputs["input_ids"].shape[1]
+                if result.shape is not None:
+                    result.accept_lengths += output.accept_lengths[0]
+                advance()
+    finally:
+        for name, value in before.items():
+            setattr(config, name, value)
+    return results
+
+
+@dataclass
+class Tuning:
+    """
+    Result of [`tune`].
+
+    Args:
+        best ([`Shape`]): the fastest as measured, never slower than the published one in this run.
+        measured (`list[Measured]`): plain `generate`, then the shapes of the last round, the published one and the
+            drafter's own among them.
+        predicted (`dict[Shape, float]`): tokens per second by replay and costs, of those that could be predicted.
+        costs ([`Costs`]): what the prediction is made of.
+    """
+
+    best: Shape
+    measured: list[Measured]
+    predicted: dict[Shape, float]
+    costs: Costs
+
+    @property
+    def plain(self) -> Measured:
+        return self.measured[0]
+
+    def of(self, shape: Shape) -> Measured:
+        """What a shape of the last round gave."""
+        return next(result for result in self.measured if result.shape == shape)
+
+
+def tune(
+    benchmark: Benchmark,
+    prompts: Sequence[str],
+    temperatures: Sequence[float] = (0.0, 1.0),
+    depths: Sequence[int] = DEPTHS,
+    widths: Sequence[int] = WIDTHS,
+    num_finalists: int = 4,
+    progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
+) -> Tuning:
+    """
+    Finds the fastest tree; see the module's docstring. Changes no config.
+
+    Args:
+        benchmark ([`Benchmark`]): the models; its `max_new_tokens` limit each answer.
+        prompts (`Sequence[str]`): samples of what the target will be asked.
+        depths, widths: trees to replay, each with up to 96 nodes and 32 children per node.
+        num_finalists (`int`): shapes to measure, besides the published and the present one.
+        progress: called with the phase, what is done of it and all of it.
+
+    Raises:
+        ValueError: if the answers are too short to tell anything.
+    """
+    target, draft = benchmark.target, benchmark.draft
+    answers = []
+    for answer in answer_prompts(benchmark, prompts, temperatures):
+        answers.append(answer)
+        progress("answering", len(answers), len(prompts) * len(temperatures))
+    replay = Replay(target, draft, answers)
+    if replay.num_positions < 8:
+        raise ValueError(
+            f"The answers have {replay.num_positions} tokens to replay, which tells nothing: give more prompts or a "
+            "larger `--max-new-tokens`."
+        )
+    shapes = list(itertools.product(depths, widths))
+    ranks: dict[tuple[int, int], list[list[int]]] = {shape: [] for shape in shapes}
+    replays = {shape: replay.ranks(*shape) for shape in shapes}
+    for position in range(replay.num_positions):  # in turns, so that none has a quieter machine than another
+        for shape, rows in replays.items():
+            ranks[shape].append(next(rows))
+        progress("replaying", position + 1, replay.num_positions)
+
+    present, published = Shape.of(draft.config), Shape(**PUBLISHED)
+    longest = max(answers, key=lambda answer: answer.input_ids.shape[1])
+    sizes = [size for size in TREE_SIZES if size <= MAX_NODES + 1]
+    costs = Costs(
+        draft={shape: statistics.median(seconds) for shape, seconds in replay.seconds.items()},
+        target=target_costs(target, longest.input_ids, sizes),
+        rest=0.0,
+    )
+    # what a step takes besides: from one shape that is measured and predicted
+    reference = Shape(*max(costs.draft), num_draft_tokens=24)
+    _, result = measure(benchmark, prompts[:2], temperatures[:1], [reference])
+    step_seconds = result.seconds / max(1, len(result.accept_lengths))
+    predicted_seconds = costs.step_seconds(reference.tree_depth, reference.tree_width, reference.num_draft_tokens)
+    costs.rest = max(0.0, step_seconds - predicted_seconds)
+
+    ranked = predictions(costs, replay, ranks)
+    finalists = list(dict.fromkeys((published, present, *shortlist(ranked, num_finalists))))
+    total = len(prompts) * len(temperatures) * (len(finalists) + 1)
+    done = itertools.count(1)
+    measured = measure(benchmark, prompts, temperatures, finalists, lambda: progress("measuring", next(done), total))
+    best = max(measured[1:], key=lambda result: result.tokens_per_second)
+    return Tuning(best.shape, measured, {shape: speed for speed, shape in ranked if shape in finalists}, costs)
+
+
+def run_tune(
+    files: Sequence[str],
+    target: str,
+    draft: str,
+    temperature: Sequence[float] = (0.0, 1.0),
+    tasks: Sequence[str] | None = None,
+    limit: int | None = 2,
+    max_new_tokens: int = 64,
+    dtype: str = "bfloat16",
+    deepen: int | None = None,
+    output: str | None = None,
+    report: str | None = None,
+) -> Tuning:
+    """
+    The `jakiro tune` command: finds the fastest tree, prints what was measured, and writes it to the drafter's config.
+
+    Args:
+        files: prompts; default: those that ship.
+        tasks, limit: which tasks, and how many prompts of each.
+        deepen: layers to give the target by inserting identity layers ([`~transformers_jakiro.deepened.deepen`]).
+        output: folder for the drafter with its new trees; default: `draft`, whose config.json alone is changed.
+        report: JSON file for all figures.
+
+    Raises:
+        ValueError: if `draft` is no folder and there is no `output`.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Table
+
+    if output is None and not Path(draft).is_dir():
+        raise ValueError(
+            f"`--draft` {draft} is no folder, so its config cannot be changed in place. Give `--output`, a folder for "
+            "the drafter with its new trees."
+        )
+    prompts = [prompt.turns[0] for prompt in gather_prompts(files, tasks, limit)]
+    benchmark, label = load_benchmark(target, draft, dtype, max_new_tokens, ("jakiro",), deepen=deepen)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120  # a file has room for the whole table
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        phases: dict[str, Any] = {}
+
+        def progress(phase: str, done: int, total: int) -> None:
+            if phase not in phases:
+                phases[phase] = bars.add_task(phase, total=total)
+            bars.update(phases[phase], completed=done)
+
+        result = tune(benchmark, prompts, temperature, progress=progress)
+    table = Table(title=f"{label}, {len(prompts)} prompts, T = {', '.join(f'{value:g}' for value in temperature)}")
+    table.add_column("tree", no_wrap=True)
+    for column in ("tokens/s", "speed-up", "x published", "tokens/forward", "predicted tokens/s"):
+        table.add_column(column, justify="right")
+    published = result.of(Shape(**PUBLISHED)).tokens_per_second
+    for measured in sorted(result.measured, key=lambda measured: -measured.tokens_per_second):
+        shape, predicted = measured.shape, result.predicted.get(measured.shape)
+        table.add_row(
+            "plain generate" if shape is None else str(shape),
+            f"{measured.tokens_per_second:.1f}",
+            f"{measured.tokens_per_second / result.plain.tokens_per_second:.2f}",
+            f"{measured.tokens_per_second / published:.2f}",
+            f"{measured.tokens_per_forward:.2f}",
+            "-" if predicted is None else f"{predicted:.1f}",
+        )
+    console.print(table)
+    if result.of(result.best).tokens_per_second < result.plain.tokens_per_second:
+        console.print("On this machine plain generate is faster than any tree of this drafter.")
+    if report is not None:
+        write_json(Path(report), to_json(result, target=target, draft=draft, dtype=dtype, temperature=temperature))
+        console.print(f"Saved {report}")
+    config = benchmark.draft.config
+    result.best.apply(config)
+    config.static_tree = None
+    if output is not None:
+        benchmark.draft.save_pretrained(output)
+    else:
+        path = Path(draft) / "config.json"
+        content = json.loads(path.read_text(encoding="utf-8"))
+        write_json(path, {**content, **asdict(result.best), "static_tree": None})
+    console.print(f"Saved the fastest tree to {output or draft}: {result.best}")
+    return result
+
+
+def to_json(result: Tuning, **arguments: Any) -> dict[str, Any]:
+    """All figures with their provenance."""
+    return {
+        "provenance": provenance(**arguments),
+        "best": asdict(result.best),
+        "measured": [
+            {
+                "tree": None if measured.shape is None else asdict(measured.shape),
+                "tokens_per_second": measured.tokens_per_second,
+                "tokens_per_forward": measured.tokens_per_forward,
+                "predicted_tokens_per_second": result.predicted.get(measured.shape),
+            }
+            for measured in result.measured
+        ],
+        "target_seconds": result.costs.target,
+        "draft_seconds": [
+            {"tree_depth": depth, "tree_width": width, "seconds": seconds}
+            for (depth, width), seconds in result.costs.draft.items()
+        ],
+        "rest_seconds": result.costs.rest,
+    }
+
+
+__all__ = ["Costs", "Measured", "Shape", "Tuning", "run_tune", "tune"]

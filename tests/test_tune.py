@@ -1,0 +1,130 @@
+# Copyright 2026 The transformers-jakiro authors.
+# Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
+"""The tuner: replays accept what generation accepts, costs are what they are said to be, the fastest tree wins."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from jakiro_cli import main
+from transformers_jakiro import JakiroDraftModel
+from transformers_jakiro.benchmark import load_benchmark, sampling_options
+from transformers_jakiro.demo import PAIR
+from transformers_jakiro.tasks import read_prompts
+from transformers_jakiro.tree import DraftTree
+from transformers_jakiro.tune import (
+    PUBLISHED,
+    Costs,
+    Measured,
+    Replay,
+    Shape,
+    answer_prompts,
+    path_ranks,
+    shortlist,
+    target_costs,
+)
+
+
+@pytest.fixture(scope="module")
+def benchmark():
+    return load_benchmark(str(PAIR / "target"), str(PAIR / "draft"), "float32", max_new_tokens=40)[0]
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return [prompt.turns[0] for prompt in read_prompts(PAIR / "prompts.jsonl", 3)]
+
+
+def test_ranks_of_a_path():
+    """
+    7 ── 4 ── 2      scores of the paths: 4: -1, 9: -0.5, 2: -1.2, 3 (below 9): -4
+     └── 9 ── 3
+    """
+    tree = DraftTree(
+        tokens=torch.tensor([[7, 4, 9, 2, 3]]),
+        parents=torch.tensor([[0, 0, 0, 1, 2]]),
+        max_depth=2,
+        scores=torch.tensor([[0.0, -1.0, -0.5, -1.2, -4.0]]),
+    )
+    for following, expected in (([4, 2], [1, 2]), ([9, 3, 5], [0, 3]), ([9, 2], [0]), ([5], []), ([], [])):
+        assert path_ranks(tree, following) == expected
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(("depth", "width", "num_draft_tokens"), [(2, 3, 5), (5, 4, 24)])
+def test_a_replay_accepts_what_generation_accepts(benchmark, prompts, temperature, depth, width, num_draft_tokens):
+    answers = list(answer_prompts(benchmark, prompts, [temperature]))
+    assert (answers[0].noise is not None) == (temperature > 0)
+    replay = Replay(benchmark.target, benchmark.draft, answers)
+    ranks = list(replay.ranks(depth, width))
+    assert len(ranks) == replay.num_positions
+    lengths = replay.accepted_lengths(ranks, num_draft_tokens)
+
+    draft = JakiroDraftModel.from_pretrained(PAIR / "draft", dtype=torch.float32)
+    Shape(depth, width, num_draft_tokens).apply(draft.config)
+    expected = []
+    for prompt in prompts:
+        torch.manual_seed(0)
+        output = benchmark.target.generate(
+            **benchmark.encode(prompt),
+            **sampling_options(temperature),
+            assistant_model=draft,
+            max_new_tokens=40,
+            return_dict_in_generate=True,
+        )
+        expected += output.accept_lengths[0]
+    assert lengths == expected
+    assert sum(lengths) > len(lengths)
+
+
+def test_costs():
+    costs = Costs(draft={(3, 2): 0.5}, target={1: 1.0, 5: 2.0, 9: 6.0}, rest=0.25)
+    assert costs.target_seconds(1) == 1.0
+    assert costs.target_seconds(4) == 1.75
+    assert costs.target_seconds(7) == 4.0
+    assert costs.target_seconds(12) == 6.0
+    assert costs.step_seconds(3, 2, 4) == 0.5 + 2.0 + 0.25
+
+
+def test_costs_of_the_target(benchmark, prompts):
+    input_ids = benchmark.encode(prompts[0])["input_ids"]
+    seconds = target_costs(benchmark.target, input_ids, (1, 8, 256), rounds=3)
+    assert list(seconds) == [1, 8, 256]
+    assert 0 < seconds[1] < seconds[256]
+
+
+def test_the_shortlist_is_of_different_trees():
+    ranked = [(9.0, Shape(3, 2, 10)), (8.9, Shape(3, 2, 11)), (8.0, Shape(4, 2, 10)), (7.0, Shape(3, 4, 9))]
+    assert shortlist(ranked, 2) == [Shape(3, 2, 10), Shape(4, 2, 10)]
+    assert len(shortlist(ranked, 9)) == 3
+
+
+def test_measured():
+    result = Measured(Shape(3, 2, 10), new_tokens=30, seconds=2.0, accept_lengths=[2, 4])
+    assert (result.tokens_per_second, result.tokens_per_forward) == (15.0, 4.0)
+
+
+def test_the_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("transformers_jakiro.tune.DEPTHS", (2, 4))  # the defaults take a minute
+    monkeypatch.setattr("transformers_jakiro.tune.tune.__defaults__", ((0.0,), (2, 4), (2,), 2, lambda *_: None))
+    folder, report = tmp_path / "draft", tmp_path / "report.json"
+    shutil.copytree(PAIR / "draft", folder)
+    before = json.loads((folder / "config.json").read_text())
+    arguments = ["tune", str(PAIR / "prompts.jsonl"), "--target", str(PAIR / "target"), "--draft", str(folder)]
+    options = ["--limit", "2", "--max-new-tokens", "24", "--dtype", "float32", "--temperature", "0"]
+    assert main([*arguments, *options, "--report", str(report)]) == 0
+    results = json.loads(report.read_text())
+    speeds = {json.dumps(row["tree"], sort_keys=True): row["tokens_per_second"] for row in results["measured"]}
+    assert {"null", json.dumps(PUBLISHED, sort_keys=True)} < speeds.keys()
+    best = json.dumps(results["best"], sort_keys=True)
+    assert speeds[best] == max(speed for tree, speed in speeds.items() if tree != "null")
+    assert results["provenance"]["arguments"]["dtype"] == "float32"
+    after = json.loads((folder / "config.json").read_text())
+    assert after == {**before, **results["best"], "static_tree": None}
+    assert JakiroDraftModel.from_pretrained(folder).config.num_draft_tokens == results["best"]["num_draft_tokens"]
+    assert "plain generate" in capsys.readouterr().out
+
+    assert main(["tune", "--target", str(PAIR / "target"), "--draft", "org/drafter"]) == 1
+    assert "`--output`" in capsys.readouterr().err
