@@ -24,8 +24,6 @@ def contrastive_parallel_loss(
     regression_weight: float = 1.0,
     classification_weight: float = 0.1,
     contrastive_weight: float = 0.5,
-    distillation_top_k: int = 0,
-    acceptance_decay: float = 0.0,
     draft_head: Callable[[torch.Tensor], torch.Tensor] | None = None,
     draft_token_ids: torch.LongTensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
@@ -49,7 +47,6 @@ def contrastive_parallel_loss(
             whichever branch predicts it, so the last position of a sample must not count.
         head: the target's logits function, `[..., H]` → `[..., V]`.
         position_ids (`[B, T]`, *optional*): positions in each of a row's packed samples; default: one sample a row.
-        distillation_top_k, acceptance_decay: of `c`, see [`distillation_loss`]; 0: the cross-entropy.
         draft_head, draft_token_ids (`[D]`, *optional*): the tokens that can be drafted, increasing, and the function
             `[..., H]` → `[..., D]` of their logits ([`~transformers_jakiro.target.Target.draft_head`]). Default: all.
 
@@ -96,9 +93,7 @@ def contrastive_parallel_loss(
         regression = F.smooth_l1_loss(predicted.float(), expected.float().expand_as(predicted), reduction="none").mean(
             dim=-1
         )
-        classification = distillation_loss(
-            logits, target_logits, distillation_top_k, acceptance_decay, draft_token_ids
-        )  # [M, C]
+        classification = distillation_loss(logits, target_logits, draft_token_ids)  # [M, C]
         with torch.no_grad():
             index, known = draft_index(target_logits.argmax(dim=-1), draft_token_ids)
             threshold = logits.gather(-1, index.expand(logits.shape[:-1])[..., None])
@@ -122,26 +117,18 @@ def contrastive_parallel_loss(
 def distillation_loss(
     draft_logits: torch.Tensor,
     target_logits: torch.Tensor,
-    top_k: int = 0,
-    acceptance_decay: float = 0.0,
     draft_token_ids: torch.LongTensor | None = None,
 ) -> torch.Tensor:
     """
-    How far the drafter's distribution is from the target's.
+    Cross-entropy of the target's distribution with the drafter's.
 
-    Where only some tokens can be drafted, the target's probabilities of the others drop out of all sums, and those
-    that stay are not scaled up to 1. The cross-entropy is then the expected `-log draft_prob` of the tokens that are
-    drafted at all. Its gradient is that of the cross-entropy of the target's distribution *among* these tokens, times
-    their probability in all: positions where the target says something else hardly count, since whatever is drafted
-    there is lost.
+    Where only some tokens can be drafted, the target's probabilities of the others drop out of the sum, and those
+    that stay are not scaled up to 1: the expected `-log draft_prob` of the tokens that are drafted at all. Its
+    gradient is that of the cross-entropy of the target's distribution *among* these tokens, times their probability
+    in all: positions where the target says something else hardly count, since whatever is drafted there is lost.
 
     Args:
         draft_logits (`[..., C, D]`), target_logits (`[C, V]`): float32.
-        top_k (`int`): count only the target's k likeliest tokens in the cross-entropy (HASS, arXiv 2408.15766).
-            0: all.
-        acceptance_decay (`float`): blend the cross-entropy with the probability that a sampled draft token is
-            rejected, `λ · cross-entropy + (1 - λ) · (1 - α)` with `α = Σ min(target_probs, draft_probs)` and
-            `λ = exp(-acceptance_decay · α)`, without a gradient through λ (the hybrid of LK losses). 0: none.
         draft_token_ids (`[D]`, *optional*): the tokens that the draft logits are of. Default: all, D = V.
 
     Returns:
@@ -150,18 +137,7 @@ def distillation_loss(
     target_probs = target_logits.softmax(dim=-1)
     if draft_token_ids is not None:
         target_probs = target_probs[..., draft_token_ids]
-    draft_log_probs = draft_logits.log_softmax(dim=-1)
-    if top_k > 0:
-        probs, tokens = target_probs.topk(top_k, dim=-1)
-        tokens = tokens.expand(*draft_logits.shape[:-1], -1)
-        cross_entropy = -(probs * draft_log_probs.gather(-1, tokens)).sum(dim=-1)
-    else:
-        cross_entropy = -(target_probs * draft_log_probs).sum(dim=-1)
-    if acceptance_decay == 0:
-        return cross_entropy
-    acceptance = torch.minimum(target_probs, draft_log_probs.exp()).sum(dim=-1)
-    blend = (-acceptance_decay * acceptance.detach()).exp()
-    return blend * cross_entropy + (1 - blend) * (1 - acceptance)
+    return -(target_probs * draft_logits.log_softmax(dim=-1)).sum(dim=-1)
 
 
 _TERMS = ("regression", "classification", "accuracy", "accuracy_top2", "accuracy_top3")

@@ -36,8 +36,6 @@ class DraftingObjective:
     load_balancing_weight: float = 0.01
     feature_noise: float = 0.2
     unroll_steps: int = 1
-    distillation_top_k: int = 0
-    acceptance_decay: float = 0.0
 
     @staticmethod
     def num_items(batch: Batch) -> torch.Tensor:
@@ -89,8 +87,6 @@ class DraftingObjective:
             regression_weight=self.regression_weight,
             classification_weight=self.classification_weight,
             contrastive_weight=self.contrastive_weight,
-            distillation_top_k=self.distillation_top_k,
-            acceptance_decay=self.acceptance_decay,
             draft_head=target.draft_head(module.draft_token_ids),
             draft_token_ids=module.draft_token_ids,
         )

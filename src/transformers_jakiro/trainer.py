@@ -71,8 +71,6 @@ class JakiroTrainingArguments(TrainingArguments):
         unroll_start (`float`, defaults to 0.0):
             Share of the training's steps before the drafter is unrolled: features that have yet to become like the
             target's teach little, and an unrolled step costs `unroll_steps` forwards.
-        distillation_top_k (`int`, defaults to 0), acceptance_decay (`float`, defaults to 0.0):
-            Variants of the cross-entropy, see [`~transformers_jakiro.losses.distillation_loss`]; 0: none.
 
     > Parameters of the optimization and the evaluation
 
@@ -124,13 +122,6 @@ class JakiroTrainingArguments(TrainingArguments):
     unroll_start: float = field(
         default=0.0, metadata={"help": "Share of the training before the drafter is unrolled, 0 to 1."}
     )
-    distillation_top_k: int = field(
-        default=0, metadata={"help": "Tokens of the target that the cross-entropy counts; 0: all."}
-    )
-    acceptance_decay: float = field(
-        default=0.0,
-        metadata={"help": "Blend the cross-entropy with the probability of rejection, the faster the larger; 0: no."},
-    )
     feature_noise: float = field(
         default=0.2,
         metadata={"help": "Width of the uniform noise on the input features for a sequence of 512 tokens; 0: none."},
@@ -153,7 +144,6 @@ class JakiroTrainingArguments(TrainingArguments):
             self.target_model_init_kwargs = json.loads(self.target_model_init_kwargs)
         for name, least in (
             *(("max_grad_value", 0), ("eval_generate_prompts", 0), ("feature_noise", 0)),
-            *(("distillation_top_k", 0), ("acceptance_decay", 0)),
             *(("eval_generate_tokens", 1), ("max_length", 1), ("unroll_steps", 1)),
         ):
             if getattr(self, name) < least:
