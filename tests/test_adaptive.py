@@ -52,7 +52,10 @@ def star(scores: list[float]) -> DraftTree:
 
 
 class World:
-    """A clock, and a machine on which steps have a price: `plain` seconds, or `base + slope * nodes` with a tree."""
+    """
+    A clock, and a machine on which steps have a price: `plain` seconds, or `base + slope * nodes` with a tree, and the
+    first tree ten times that.
+    """
 
     def __init__(self, plain: float, base: float, slope: float):
         self.plain, self.base, self.slope, self.now = plain, base, slope, 0.0
@@ -68,7 +71,8 @@ class World:
                 )
                 nodes = drafted.num_nodes - 1
                 self.sizes.append(nodes)
-                self.now += self.base + self.slope * nodes if nodes else self.plain
+                price = self.base + self.slope * nodes if nodes else self.plain
+                self.now += price if any(self.sizes[:-1]) else 10 * price
                 emitted = 1 + (accepted if nodes else 0)
                 self.schedule.record(drafted, emitted)
                 self.tokens += emitted
@@ -78,7 +82,7 @@ def test_a_bad_drafter_costs_little():
     """Sure of itself, never right, and each of its steps as long as two."""
     world = World(plain=1.0, base=1.5, slope=0.01)
     world.run(star([-0.1] * 50), accepted=0, num_tokens=400)
-    assert world.now < 1.03 * 400
+    assert world.now - 9 * 2.0 < 1.03 * 400  # the drafter reads the prompt once
     assert sum(size > 0 for size in world.sizes) >= 3
 
 
@@ -86,7 +90,7 @@ def test_a_good_drafter_is_used():
     world = World(plain=1.0, base=1.2, slope=0.002)
     world.run(star([-0.1] + [-3.0] * 40), accepted=2, num_tokens=600)
     assert world.sizes.count(0) == 1  # to know what plain decoding costs
-    assert world.now < 600 * 1.4 / 3 * 1.05
+    assert world.now - 9 * 1.3 < 600 * 1.4 / 3 * 1.05
 
 
 def test_it_comes_back_when_the_text_gets_easier():
@@ -106,6 +110,24 @@ def test_dear_nodes_make_small_trees():
         sizes.append(world.sizes[-1])
     assert sizes[0] > 12  # the rest adds nothing that float32 could tell
     assert 1 <= sizes[1] < 10
+
+
+def test_a_default_device_does_not_matter():
+    world, tree = World(plain=1.0, base=1.2, slope=0.002), star([-0.1, -3.0, -3.0])
+    with torch.device("meta"):
+        world.run(tree, accepted=2, num_tokens=40)
+    assert tree.num_nodes - 1 in world.sizes
+
+
+def test_unknown_schedules():
+    target = make_target()
+    with pytest.raises(ValueError, match=r"'heuristic'.*got 'tpyo'"):
+        target.generate(
+            make_prompt(6),
+            assistant_model=make_drafter(target),
+            num_assistant_tokens_schedule="tpyo",
+            max_new_tokens=3,
+        )
 
 
 def test_the_best_nodes_keep_their_ancestors():

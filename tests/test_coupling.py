@@ -110,6 +110,20 @@ def test_tokens_that_the_target_leaves_out_are_drafted_less(name):
     assert misses([WARPERS[name]]) < 0.8 * misses([])
 
 
+def test_warpers_of_ones_own_are_left_alone():
+    class Own(TopKLogitsWarper):
+        def __call__(self, input_ids, scores):
+            assert scores.shape == (input_ids.shape[0], 50), "a part of the vocabulary, or no prompt"
+            return super().__call__(input_ids, scores)
+
+    target = make_target(vocab_size=50)
+    prompt = make_prompt(5, vocab_size=50)
+    for assistant in ({}, {"assistant_model": make_drafter(target)}):
+        torch.manual_seed(0)
+        output = target.generate(prompt, do_sample=True, logits_processor=[Own(4)], max_new_tokens=12, **assistant)
+        assert output.shape == (1, 17)
+
+
 def test_more_children_than_top_k_leaves():
     coupling = SamplingCoupling(1.0, [TopKLogitsWarper(2)], 50, CPU)
     logits = torch.randn(1, 3, 50)

@@ -1,12 +1,14 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 import json
+from unittest import mock
 
 import pytest
 import torch
 from conftest import HEADS, HIDDEN, VOCAB, make_original, write_original
 from reference import drafter
 from safetensors.torch import load_file, save_file
+from targets import make_drafter, make_target
 from transformers import DynamicCache, GPTNeoXConfig, LlamaConfig
 
 from transformers_jakiro.configuration_jakiro import JakiroDraftConfig
@@ -385,3 +387,22 @@ def test_config_from_a_target_of_another_family():
     target = GPTNeoXConfig(vocab_size=VOCAB, hidden_size=HIDDEN, num_attention_heads=HEADS, max_position_embeddings=77)
     config = JakiroDraftConfig.from_target(target)
     assert (config.num_key_value_heads, config.head_dim, config.max_position_embeddings) == (HEADS, 8, 77)
+
+
+def test_autocast_gives_attention_one_dtype():
+    """Queries, keys and values of mixed-precision training."""
+    draft = make_drafter(make_target()).train()
+    seen = []
+
+    def attention(query, key, value, *args, **kwargs):
+        seen.append((query.dtype, key.dtype, value.dtype))
+        return original(query, key, value, *args, **kwargs)
+
+    original = torch.nn.functional.scaled_dot_product_attention
+    states = torch.randn(1, 4, draft.config.hidden_size)
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", attention),
+    ):
+        draft(inputs_embeds=states, hidden_states=states)
+    assert seen == [(torch.bfloat16,) * 3]

@@ -24,6 +24,7 @@ from transformers_jakiro.tune import (
     path_ranks,
     shortlist,
     target_costs,
+    tune,
 )
 
 
@@ -107,7 +108,7 @@ def test_measured():
 
 
 def test_the_command(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("transformers_jakiro.tune.DEPTHS", (2, 4))  # the defaults take a minute
+    # the defaults take a minute
     monkeypatch.setattr("transformers_jakiro.tune.tune.__defaults__", ((0.0,), (2, 4), (2,), 2, lambda *_: None))
     folder, report = tmp_path / "draft", tmp_path / "report.json"
     shutil.copytree(PAIR / "draft", folder)
@@ -122,9 +123,24 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert speeds[best] == max(speed for tree, speed in speeds.items() if tree != "null")
     assert results["provenance"]["arguments"]["dtype"] == "float32"
     after = json.loads((folder / "config.json").read_text())
-    assert after == {**before, **results["best"], "static_tree": None}
+    assert after == {**before, **results["best"]}
     assert JakiroDraftModel.from_pretrained(folder).config.num_draft_tokens == results["best"]["num_draft_tokens"]
     assert "plain generate" in capsys.readouterr().out
 
-    assert main(["tune", "--target", str(PAIR / "target"), "--draft", "org/drafter"]) == 1
-    assert "`--output`" in capsys.readouterr().err
+    copy = tmp_path / "copy"
+    assert main([*arguments, *options, "--output", str(copy)]) == 0
+    assert json.loads((folder / "config.json").read_text()) == after
+    assert (copy / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert json.loads((copy / "config.json").read_text()).keys() == after.keys()
+
+
+def test_what_cannot_be_tuned(tmp_path, benchmark, prompts, monkeypatch, capsys):
+    for draft, message in (("org/drafter", "`--output`"), (str(tmp_path), "no config.json")):
+        assert main(["tune", "--target", str(PAIR / "target"), "--draft", draft]) == 1
+        assert message in capsys.readouterr().err
+    monkeypatch.setattr(benchmark, "max_new_tokens", 3)
+    with pytest.raises(ValueError, match="Give at least 4"):
+        tune(benchmark, prompts)
+    monkeypatch.setattr(benchmark.draft.config, "static_tree", [[0]])
+    with pytest.raises(ValueError, match="static_tree"):
+        tune(benchmark, prompts)

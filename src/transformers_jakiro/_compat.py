@@ -143,8 +143,20 @@ def explicit_num_assistant_tokens(generation_config: GenerationConfig) -> int | 
 
 
 def wants_adaptive_trees(generation_config: GenerationConfig) -> bool:
-    """Whether `num_assistant_tokens_schedule` asks for trees sized while generating."""
-    return (generation_config.num_assistant_tokens_schedule or "constant") != "constant"
+    """
+    Whether `num_assistant_tokens_schedule` asks for trees sized while generating. Both heuristics of transformers do:
+    what is learned of a drafter is forgotten after each generation.
+
+    Raises:
+        ValueError: for a schedule that transformers does not know.
+    """
+    schedule = generation_config.num_assistant_tokens_schedule or "constant"
+    if schedule not in ("constant", "heuristic", "heuristic_transient"):
+        raise ValueError(
+            "`num_assistant_tokens_schedule` must be 'constant' (trees as in the drafter's config), 'heuristic' or "
+            f"'heuristic_transient' (trees sized while generating), got {schedule!r}."
+        )
+    return schedule != "constant"
 
 
 def prefill(

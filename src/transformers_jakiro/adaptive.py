@@ -15,7 +15,7 @@ from .tree import DraftTree
 _MEMORY = 0.9
 # plain steps after drafting has lost; twice as many each time it loses again
 _FIRST_PAUSE, _LONGEST_PAUSE = 64, 1024
-# drafted steps before it may lose
+# drafted steps before drafting may lose: one that is not timed, a whole tree, half a tree
 _TRIALS = 3
 
 
@@ -32,6 +32,7 @@ class AdaptiveSchedule:
     def __init__(self):
         self._steps = 0
         self._trials = 0  # drafted steps since the last pause
+        self._timed = False  # whether a drafted step was timed; the first one is not
         self._pause, self._next_pause = 0, _FIRST_PAUSE
         self._plain = _Mean()
         self._drafted_seconds, self._drafted_tokens = _Mean(), _Mean()
@@ -58,13 +59,15 @@ class AdaptiveSchedule:
             return tree
         scores, order = tree.scores[0, 1:].float().cpu().sort(descending=True, stable=True)
         expected = scores.exp().cumsum(dim=0)  # accepted tokens of the M best, by the drafter's own account
-        if self._trials == 1:  # another size than the first one's, to tell a from b
-            size = max(1, len(expected) // 2)
-        elif self._trials == 0:
+        if self._trials < 2:
             size = len(expected)
+        elif self._trials == 2:  # another size, to tell a from b
+            size = max(1, len(expected) // 2)
         else:
             base, slope = self._cost()
-            rates = (1 + self._calibration() * expected) / (base + slope * torch.arange(1, len(expected) + 1))
+            rates = (1 + self._calibration() * expected) / (
+                base + slope * torch.arange(1, len(expected) + 1, device=expected.device)
+            )
             size = int(rates.argmax()) + 1
         self._expectation = float(expected[size - 1])
         return _best_nodes(tree, order[:size]) if size < len(expected) else tree
@@ -77,6 +80,9 @@ class AdaptiveSchedule:
                 self._plain.add(seconds)
             return
         self._trials += 1
+        if not self._timed:  # this step read the whole prompt
+            self._timed = True
+            return
         if self._drafted_seconds.count > _TRIALS:  # what else ran on the machine is not the tree's fault
             seconds = min(seconds, 3 * self._drafted_seconds.value)
         self._drafted_seconds.add(seconds)
@@ -86,11 +92,11 @@ class AdaptiveSchedule:
         if self._expectation is not None:
             self._expected.add(self._expectation)
             self._accepted.add(num_emitted - 1)
-        if self._plain.count == 0 or self._trials < (_TRIALS if self._next_pause == _FIRST_PAUSE else 1):
+        if self._plain.count == 0 or self._trials < _TRIALS:
             return
         if self._drafted_tokens.value * self._plain.value < self._drafted_seconds.value:
             self._pause, self._next_pause = self._next_pause, min(2 * self._next_pause, _LONGEST_PAUSE)
-            self._trials = 2  # sizes are known
+            self._trials = _TRIALS  # sizes are known
         else:
             self._next_pause = _FIRST_PAUSE
 

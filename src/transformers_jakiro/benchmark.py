@@ -190,7 +190,7 @@ def make_methods(
                 drafted(f"{name}-{nodes}" if several else name, drafter, nodes) for nodes in sizes or own_sizes
             ]
         elif name == "adaptive":
-            method = drafted(name, draft, *sizes[:1])
+            method = drafted(name, draft, sizes[0] if sizes else None)
             schedule = {"num_assistant_tokens_schedule": "heuristic"}
             methods.append(replace(method, options={**method.options, **schedule}))
         elif name == "chain":

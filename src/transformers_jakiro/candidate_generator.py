@@ -116,6 +116,7 @@ class JakiroCandidateGenerator(CandidateGenerator):
         self.max_length = max_length
         self.coupling = coupling
         self._rotary_factors = draft_model.rotary_factors
+        self._rotary: tuple[torch.Tensor, torch.Tensor] | None = None  # of the levels of that tree
         self._noise: torch.Tensor | None = None  # [L, D] of the tree that is being grown
         parameter = next(draft_model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype

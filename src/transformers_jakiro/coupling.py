@@ -29,7 +29,7 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
-# those that leave tokens out, judging by one distribution alone
+# those that leave tokens out, judging by one distribution alone (what subclasses do is not known)
 _WARPERS = (
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -66,7 +66,7 @@ class SamplingCoupling:
         device: torch.device,
     ):
         self.temperature = temperature
-        self._warpers = [processor for processor in logits_processor if isinstance(processor, _WARPERS)]
+        self._warpers = [processor for processor in logits_processor if type(processor) in _WARPERS]
         self._top_k = max(
             (warper.top_k for warper in self._warpers if isinstance(warper, TopKLogitsWarper)), default=0
         )
@@ -86,8 +86,8 @@ class SamplingCoupling:
             self._generator.set_state(state)
         while len(self._drawn) < num_draws:
             state = self._generator.get_state()
-            self._drawn.append((state, _exponential(self._vocab_size, self._generator)))
-        return -torch.cat([self._drawn[index][1] for index in range(num_draws)]).log()
+            self._drawn.append((state, -_exponential(self._vocab_size, self._generator).log()))
+        return torch.cat([self._drawn[index][1] for index in range(num_draws)])
 
     def best(
         self, logits: torch.Tensor, noise: torch.Tensor, tree_temperature: float, top_k: int
@@ -108,11 +108,11 @@ class SamplingCoupling:
         if self._warpers:
             limit = min(logits.shape[-1], max(self._top_k or _NUM_CANDIDATES, top_k))
             likeliest, candidates = logits.topk(limit, dim=-1)
-            kept = (likeliest / self.temperature).flatten(0, -2)
+            kept = (likeliest / self.temperature).flatten(0, -2).to(self._device)  # where warpers hold tensors
             for warper in self._warpers:
                 kept = warper(None, kept)
             scores = scores.gather(-1, candidates)
-            penalty = (_LEFT_OUT_PENALTY * tree_temperature) * kept.isneginf()
+            penalty = (_LEFT_OUT_PENALTY * tree_temperature) * kept.isneginf().to(logits.device)
             scores = scores - penalty.view_as(scores)
         log_probs, best = (scores / tree_temperature).log_softmax(dim=-1).topk(top_k, dim=-1)
         return log_probs, best if candidates is None else candidates.gather(-1, best)

@@ -35,7 +35,8 @@ def deepen(target: PreTrainedModel, num_layers: int) -> list[int]:
         before layer i are now those before layer `positions[i]`.
 
     Raises:
-        ValueError: for fewer layers than the target has, and for architectures whose layers cannot be silenced.
+        ValueError: for fewer layers than the target has, and for architectures whose layers cannot be silenced (found
+            out afterwards: load the target again).
     """
     name = type(target).__name__
     config = target.config.get_text_config(decoder=True)

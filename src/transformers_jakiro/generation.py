@@ -189,9 +189,9 @@ def jakiro_decode(
             target.read(outputs.hidden_states).index_select(1, nodes),
             target.embed(tree.tokens.index_select(1, nodes.to(tree.tokens.device))),
         )
-        put_step(emitted, tree, visited)
         if schedule is not None:
             schedule.record(tree, len(emitted))
+        put_step(emitted, tree, visited)
     forward.close()
     if streamer is not None:
         streamer.end()
@@ -431,7 +431,7 @@ class _Row:
         """Walks the tree with the target's choices. Returns the visited nodes and the emitted tokens."""
         logits = outputs.logits
         if self._plain_argmax and logits.device.type != "cpu":
-            # all nodes at once, for the only synchronisation of a step
+            # all nodes at once, for the only synchronisation of a step (adaptive trees take another)
             choices = logits[0].argmax(dim=-1)
             host = torch.stack((tree.tokens[0].to(choices.device), tree.parents[0].to(choices.device), choices))
             tokens, parents, chosen = host.tolist()

@@ -103,7 +103,7 @@ class JakiroAttention(nn.Module):
         implementation, dense_mask = self.config._attn_implementation, isinstance(attention_mask, torch.Tensor)
         # a few queries over a long cache: queries of one key/value head become rows of one, as otherwise keys and
         # values would be copied once per query head
-        packed = groups > 1 and dense_mask and groups * length < key.shape[2]
+        packed = groups > 1 and dense_mask and not self.training and groups * length < key.shape[2]
         if packed:
             query = query.reshape(batch_size, self.num_key_value_heads, groups * length, self.head_dim)
             attention_mask = attention_mask.repeat(1, 1, groups, 1)
@@ -426,7 +426,8 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
                 position_ids=position_ids,
             )
         if position_embeddings is None:
-            position_embeddings = self.rotary_factors(position_ids)
+            # under autocast, weights and hidden states differ in dtype
+            position_embeddings = tuple(x.to(hidden_states.dtype) for x in self.rotary_factors(position_ids))
         last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
             mixtures, router_logits = layer(

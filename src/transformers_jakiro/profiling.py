@@ -141,9 +141,9 @@ class StepRecorder:
         parents = set(tree.parents[0, 1:].tolist())
         for level, node in enumerate(visited, start=1):
             if node in parents:
-                self._count(level, tree.max_depth, accepted=level < len(visited))
+                self._count(level, accepted=level < len(visited))
 
-    def _count(self, level: int, depth: int, accepted: bool) -> None:
+    def _count(self, level: int, accepted: bool) -> None:
         if level > len(self.levels):
             # only a whole tree has this many levels, so that a level's branch never changes
             contrastive = self._shape is not None and self._shape.two_levels and level == self._shape.depth
@@ -189,7 +189,7 @@ def peak_memory(device: torch.device) -> dict[str, Any] | None:
     return {"bytes": peak if sys.platform == "darwin" else 1024 * peak, "scope": "process"}
 
 
-class _StepClock:
+class StepClock:
     """A [`~transformers_jakiro.StepStreamer`] that notes when each step ended."""
 
     def __init__(self, on_step: Callable[[], None]):
@@ -240,7 +240,7 @@ def context_growth(
                     input_ids,
                     attention_mask=torch.ones_like(input_ids),
                     assistant_model=draft,
-                    streamer=_StepClock(mark),
+                    streamer=StepClock(mark),
                     do_sample=False,
                     eos_token_id=None,
                     max_new_tokens=(steps + 3) * (draft.config.tree_depth + 1),

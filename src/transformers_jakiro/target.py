@@ -37,6 +37,7 @@ class Target:
                 f"{type(self.model).__name__} has no input embeddings or no language modeling head. A drafter needs "
                 "both: load the target with `AutoModelForCausalLM`."
             )
+        self._draft_head: tuple[torch.LongTensor, DraftHead] | None = None  # the last one asked for
         self._logit_scale = _logit_scale(self.config)
         self._logit_softcap = getattr(self.config, "final_logit_softcapping", None)
 
@@ -126,7 +127,9 @@ class Target:
         """
         if token_ids is None:
             return self.head
-        return DraftHead(self, token_ids)
+        if self._draft_head is None or self._draft_head[0] is not token_ids:
+            self._draft_head = (token_ids, DraftHead(self, token_ids))
+        return self._draft_head[1]
 
     def _scaled(self, logits: torch.Tensor) -> torch.Tensor:
         if self._logit_scale is not None:

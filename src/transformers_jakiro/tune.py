@@ -18,6 +18,7 @@ The result depends on the machine, on the precision and on what else runs: tune 
 
 import itertools
 import json
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, set_seed
 
 from .benchmark import Benchmark, load_benchmark, provenance, sampling_options, tokens_per_forward
@@ -33,7 +35,7 @@ from .candidate_generator import JakiroCandidateGenerator, TreeShape
 from .coupling import SamplingCoupling, can_couple
 from .files import write_json
 from .generation import _TreeForward
-from .profiling import synchronize
+from .profiling import StepClock, synchronize
 from .target import Target
 from .tasks import gather_prompts
 from .tree import DraftTree
@@ -136,7 +138,8 @@ class Replay:
     """
 
     def __init__(self, target: PreTrainedModel, draft: PreTrainedModel, answers: Sequence[Answer]):
-        self._target, self._draft, self._answers = target, draft, answers
+        self._target = Target(target, draft.config.feature_layers)
+        self._draft, self._answers = draft, answers
         self.seconds: dict[tuple[int, int], list[float]] = {}
 
     @property
@@ -296,10 +299,9 @@ def measure(
     """
     config = benchmark.draft.config
     results = [Measured(shape) for shape in (None, *shapes)]
-    before = {name: getattr(config, name) for name in (*PUBLISHED, "static_tree")}
+    before = {name: getattr(config, name) for name in PUBLISHED}
     device = next(benchmark.draft.parameters()).device
     try:
-        config.static_tree = None
         for number, (temperature, prompt) in enumerate(itertools.product(temperatures, prompts)):
             inputs = benchmark.encode(prompt)
             for index in range(len(results)):  # each takes its turn at being the first
@@ -308,6 +310,8 @@ def measure(
                 if result.shape is not None:
                     result.shape.apply(config)
                     kwargs = {"assistant_model": benchmark.draft, "return_dict_in_generate": True}
+                    # else the target's generation config could say how many
+                    kwargs["num_assistant_tokens"] = result.shape.num_draft_tokens
                 set_seed(0)
                 synchronize(device)
                 start = time.perf_counter()
@@ -325,6 +329,27 @@ def measure(
         for name, value in before.items():
             setattr(config, name, value)
     return results
+
+
+def step_seconds(benchmark: Benchmark, prompt: str, shape: Shape) -> float:
+    """Median seconds of a step of a greedy generation, but for the first, in which the drafter reads the prompt."""
+    config, marks = benchmark.draft.config, []
+    before = {name: getattr(config, name) for name in asdict(shape)}
+    try:
+        shape.apply(config)
+        benchmark.target.generate(
+            **benchmark.encode(prompt),
+            assistant_model=benchmark.draft,
+            streamer=StepClock(lambda: marks.append(time.perf_counter())),
+            do_sample=False,
+            num_assistant_tokens=shape.num_draft_tokens,
+            max_new_tokens=max(benchmark.max_new_tokens, 32),
+        )
+    finally:
+        for name, value in before.items():
+            setattr(config, name, value)
+    steps = [after - before for before, after in itertools.pairwise(marks[1:])]
+    return statistics.median(steps) if steps else 0.0
 
 
 @dataclass
@@ -374,9 +399,21 @@ def tune(
         progress: called with the phase, what is done of it and all of it.
 
     Raises:
-        ValueError: if the answers are too short to tell anything.
+        ValueError: if the answers are too short to tell anything, or the drafter has a fixed tree.
     """
     target, draft = benchmark.target, benchmark.draft
+    if draft.config.static_tree is not None:
+        raise ValueError(
+            "The drafter has a fixed tree (`static_tree`), so there is nothing to choose. Set "
+            "`draft.config.static_tree = None` and save it to have its trees tuned."
+        )
+    longest_path = benchmark.max_new_tokens - 2
+    depths = [depth for depth in depths if depth <= longest_path]
+    if not depths:
+        raise ValueError(
+            f"With `--max-new-tokens {benchmark.max_new_tokens}` no path of a tree has more than {longest_path} "
+            f"tokens, which is less than any depth to be tried. Give at least {min(DEPTHS) + 2}."
+        )
     answers = []
     for answer in answer_prompts(benchmark, prompts, temperatures):
         answers.append(answer)
@@ -403,12 +440,10 @@ def tune(
         target=target_costs(target, longest.input_ids, sizes),
         rest=0.0,
     )
-    # what a step takes besides: from one shape that is measured and predicted
+    # what a step takes besides: from one shape whose steps are timed and predicted
     reference = Shape(*max(costs.draft), num_draft_tokens=24)
-    _, result = measure(benchmark, prompts[:2], temperatures[:1], [reference])
-    step_seconds = result.seconds / max(1, len(result.accept_lengths))
     predicted_seconds = costs.step_seconds(reference.tree_depth, reference.tree_width, reference.num_draft_tokens)
-    costs.rest = max(0.0, step_seconds - predicted_seconds)
+    costs.rest = max(0.0, step_seconds(benchmark, prompts[0], reference) - predicted_seconds)
 
     ranked = predictions(costs, replay, ranks)
     finalists = list(dict.fromkeys((published, present, *shortlist(ranked, num_finalists))))
@@ -439,11 +474,11 @@ def run_tune(
         files: prompts; default: those that ship.
         tasks, limit: which tasks, and how many prompts of each.
         deepen: layers to give the target by inserting identity layers ([`~transformers_jakiro.deepened.deepen`]).
-        output: folder for the drafter with its new trees; default: `draft`, whose config.json alone is changed.
+        output: folder for a copy of the drafter with its new trees; default: `draft`, whose config.json is changed.
         report: JSON file for all figures.
 
     Raises:
-        ValueError: if `draft` is no folder and there is no `output`.
+        ValueError: if `draft` is no folder and there is no `output`, or it is a PEFT adapter.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -453,6 +488,12 @@ def run_tune(
         raise ValueError(
             f"`--draft` {draft} is no folder, so its config cannot be changed in place. Give `--output`, a folder for "
             "the drafter with its new trees."
+        )
+    folder = Path(draft) if Path(draft).is_dir() else Path(snapshot_download(draft))
+    if not (folder / "config.json").exists():
+        raise ValueError(
+            f"{draft} has no config.json to write the tree to. If it is a PEFT adapter, merge it into its drafter "
+            "(`draft.merge_and_unload()`), save that and tune it."
         )
     prompts = [prompt.turns[0] for prompt in gather_prompts(files, tasks, limit)]
     benchmark, label = load_benchmark(target, draft, dtype, max_new_tokens, ("jakiro",), deepen=deepen)
@@ -490,15 +531,10 @@ def run_tune(
     if report is not None:
         write_json(Path(report), to_json(result, target=target, draft=draft, dtype=dtype, temperature=temperature))
         console.print(f"Saved {report}")
-    config = benchmark.draft.config
-    result.best.apply(config)
-    config.static_tree = None
     if output is not None:
-        benchmark.draft.save_pretrained(output)
-    else:
-        path = Path(draft) / "config.json"
-        content = json.loads(path.read_text(encoding="utf-8"))
-        write_json(path, {**content, **asdict(result.best), "static_tree": None})
+        folder = Path(shutil.copytree(folder, output, dirs_exist_ok=True))
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    write_json(folder / "config.json", {**content, **asdict(result.best)})
     console.print(f"Saved the fastest tree to {output or draft}: {result.best}")
     return result
 
