@@ -37,10 +37,9 @@ Shipped target: one thread of a busy 2-core x86 CPU with bfloat16 instructions (
 Validation loss 2.00 nats per token on the 100 held-out problems. As the shortening follows the clock, another run
 gives a similar target, not the same weights; without `--max-minutes` the schedule depends on the seed alone.
 
-Shipped drafter: on the same machine 12 minutes for the target's answers and 41 minutes of training. On the target's
-answers to the held-out problems, its likeliest next token is the target's in 84 %, the contrastive branch's in 61 %.
-It was trained before drafters were initialized as they are now, with `classification_weight=1.0`: this script makes
-another one.
+Shipped drafter: on the same machine 12 minutes for the target's answers and 60 minutes of training beside other work,
+with the recipe of `configs/tiny_chat.yaml`. On the target's answers to the held-out problems, its likeliest next token is
+the target's in 81 %; the contrastive branch's, two drafted tokens further on the drafter's own features, in 36 %.
 """
 
 import argparse
