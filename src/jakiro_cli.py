@@ -181,11 +181,11 @@ def add_tune(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--target", required=True, metavar="T", help="folder or Hub id")
     parser.add_argument("--draft", required=True, metavar="D", help="folder or Hub id")
     parser.add_argument("--tasks", nargs="+", metavar="NAME", help="tasks of the prompts to take (all)")
-    parser.add_argument("--limit", type=int, default=2, metavar="N", help="prompts per task (2)")
+    parser.add_argument("--limit", type=int, default=1, metavar="N", help="prompts per task (1)")
     parser.add_argument(
         "--temperature", type=float, nargs="+", default=[0.0, 1.0], metavar="T", help="to tune for; 0 is greedy (0 1)"
     )
-    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="per prompt (64)")
+    parser.add_argument("--max-new-tokens", type=int, default=48, metavar="N", help="per prompt (48)")
     parser.add_argument("--deepen", type=int, metavar="N", help="insert identity layers into the target, up to N")
     parser.add_argument("--dtype", default="bfloat16", help="precision of both models (bfloat16)")
     parser.add_argument(

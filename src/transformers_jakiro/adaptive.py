@@ -6,6 +6,7 @@ drafting loses. (`num_assistant_tokens_schedule="heuristic"`; the text is the sa
 """
 
 import time
+from collections import deque
 
 import torch
 
@@ -13,10 +14,12 @@ from .tree import DraftTree
 
 # weight of the past when a step is added to a mean
 _MEMORY = 0.9
-# plain steps after drafting has lost; twice as many each time it loses again
-_FIRST_PAUSE, _LONGEST_PAUSE = 64, 1024
-# drafted steps before drafting may lose: one that is not timed, a whole tree, half a tree
-_TRIALS = 3
+# plain steps after drafting has lost; twice as many each time it loses again, in one step
+_FIRST_PAUSE, _LONGEST_PAUSE = 16, 1024
+# drafted steps before drafting may lose: one that is not timed, a whole tree, half a tree, two more
+_TRIALS = 5
+# drafting loses when the last so many drafted steps gave less than this share of what plain ones give
+_WINDOW, _LEAST_GAIN = 16, 0.95
 
 
 class AdaptiveSchedule:
@@ -35,7 +38,8 @@ class AdaptiveSchedule:
         self._timed = False  # whether a drafted step was timed; the first one is not
         self._pause, self._next_pause = 0, _FIRST_PAUSE
         self._plain = _Mean()
-        self._drafted_seconds, self._drafted_tokens = _Mean(), _Mean()
+        self._drafted_seconds = _Mean()
+        self._recent: deque[tuple[int, float]] = deque(maxlen=_WINDOW)  # tokens and seconds of drafted steps
         self._expected, self._accepted = _Mean(), _Mean()
         self._nodes, self._squares, self._products = _Mean(), _Mean(), _Mean()  # of M, M², M · seconds
         self._expectation: float | None = None
@@ -86,7 +90,7 @@ class AdaptiveSchedule:
         if self._drafted_seconds.count > _TRIALS:  # what else ran on the machine is not the tree's fault
             seconds = min(seconds, 3 * self._drafted_seconds.value)
         self._drafted_seconds.add(seconds)
-        self._drafted_tokens.add(num_emitted)
+        self._recent.append((num_emitted, seconds))
         for mean, value in ((self._nodes, nodes), (self._squares, nodes**2), (self._products, nodes * seconds)):
             mean.add(value)
         if self._expectation is not None:
@@ -94,10 +98,11 @@ class AdaptiveSchedule:
             self._accepted.add(num_emitted - 1)
         if self._plain.count == 0 or self._trials < _TRIALS:
             return
-        if self._drafted_tokens.value * self._plain.value < self._drafted_seconds.value:
+        tokens, spent = (sum(values) for values in zip(*self._recent, strict=True))
+        if tokens * self._plain.value < _LEAST_GAIN * spent:
+            self._recent.clear()
             self._pause, self._next_pause = self._next_pause, min(2 * self._next_pause, _LONGEST_PAUSE)
-            self._trials = _TRIALS  # sizes are known
-        else:
+        elif len(self._recent) == _WINDOW:
             self._next_pause = _FIRST_PAUSE
 
     def _cost(self) -> tuple[float, float]:

@@ -40,8 +40,8 @@ from .target import Target
 from .tasks import gather_prompts
 from .tree import DraftTree
 
-DEPTHS = (2, 3, 4, 5, 6, 7, 8)
-WIDTHS = (2, 4, 6, 10)
+DEPTHS = (2, 3, 4, 5, 6, 7)
+WIDTHS = (2, 4, 8)
 TOP_K = 32
 MAX_NODES = 96
 TREE_SIZES = (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 60, 72, 84, 97)
@@ -460,8 +460,8 @@ def run_tune(
     draft: str,
     temperature: Sequence[float] = (0.0, 1.0),
     tasks: Sequence[str] | None = None,
-    limit: int | None = 2,
-    max_new_tokens: int = 64,
+    limit: int | None = 1,
+    max_new_tokens: int = 48,
     dtype: str = "bfloat16",
     deepen: int | None = None,
     output: str | None = None,
