@@ -25,7 +25,7 @@ _COLOURS = {
     "plain": "#6e7781",
     "static": "#1b7c83",
     "jakiro": "#0969da",
-    "adaptive": "#218bff",
+    "adaptive": "#80ccff",
     "chain": "#2da44e",
     "eagle2": "#bc4c00",
     "prompt_lookup": "#bf8700",
