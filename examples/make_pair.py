@@ -38,8 +38,8 @@ Validation loss 2.00 nats per token on the 100 held-out problems. As the shorten
 gives a similar target, not the same weights; without `--max-minutes` the schedule depends on the seed alone.
 
 Shipped drafter: on the same machine 12 minutes for the target's answers and 60 minutes of training beside other work,
-with the recipe of `configs/tiny_chat.yaml`. On the target's answers to the held-out problems, its likeliest next token is
-the target's in 81 %; the contrastive branch's, two drafted tokens further on the drafter's own features, in 36 %.
+with the recipe of `configs/tiny_chat.yaml`. On the target's answers to the held-out problems, its likeliest next token
+is the target's in 81 %; the contrastive branch's, two drafted tokens further on the drafter's own features, in 36 %.
 """
 
 import argparse
