@@ -98,15 +98,7 @@ def add_demo(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.set_defaults(run=run)
 
 
-def add_bench(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """`jakiro bench --target T --draft D [FILE ...]`"""
-    parser = subparsers.add_parser(
-        "bench",
-        help="measure what a drafter gives on this machine",
-        description="Let several ways to generate answer the same prompts, taking turns in one process, and report "
-        "speed-up, tokens per target forward, acceptance and where a step's time goes. With --output, stopped and run "
-        "again, it goes on.",
-    )
+def _add_pair_and_prompts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "files",
         metavar="FILE",
@@ -116,6 +108,18 @@ def add_bench(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser.add_argument("--target", required=True, metavar="T", help="folder or Hub id")
     parser.add_argument("--draft", required=True, metavar="D", help="folder or Hub id")
     parser.add_argument("--tasks", nargs="+", metavar="NAME", help="tasks of the prompts to take (all)")
+
+
+def add_bench(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`jakiro bench --target T --draft D [FILE ...]`"""
+    parser = subparsers.add_parser(
+        "bench",
+        help="measure what a drafter gives on this machine",
+        description="Let several ways to generate answer the same prompts, taking turns in one process, and report "
+        "speed-up, tokens per target forward, acceptance and where a step's time goes. With --output, stopped and run "
+        "again, it goes on.",
+    )
+    _add_pair_and_prompts(parser)
     parser.add_argument("--limit", type=int, metavar="N", help="prompts per task (all)")
     parser.add_argument("--temperature", type=float, nargs="+", default=[0.0], metavar="T", help="0 is greedy (0)")
     parser.add_argument("--max-new-tokens", type=int, default=200, metavar="N", help="per turn (200)")
@@ -172,15 +176,7 @@ def add_tune(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "answers, time the two models, and let the most promising trees, the published one and the drafter's own "
         "answer the prompts. The fastest is written to the drafter's config.json.",
     )
-    parser.add_argument(
-        "files",
-        metavar="FILE",
-        nargs="*",
-        help="prompts: JSON lines with `id`, `task`, `turns`, or a Hub id (default: a small set that ships)",
-    )
-    parser.add_argument("--target", required=True, metavar="T", help="folder or Hub id")
-    parser.add_argument("--draft", required=True, metavar="D", help="folder or Hub id")
-    parser.add_argument("--tasks", nargs="+", metavar="NAME", help="tasks of the prompts to take (all)")
+    _add_pair_and_prompts(parser)
     parser.add_argument("--limit", type=int, default=1, metavar="N", help="prompts per task (1)")
     parser.add_argument(
         "--temperature", type=float, nargs="+", default=[0.0, 1.0], metavar="T", help="to tune for; 0 is greedy (0 1)"
