@@ -2,8 +2,8 @@
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """
 Trees sized while generating: by the drafter's confidence and by what steps have cost so far, with plain decoding where
-drafting loses (`num_assistant_tokens_schedule="heuristic"`). In float32 the text is the same; in half precision the size
-of a forward decides in its last bits.
+drafting loses (`num_assistant_tokens_schedule="heuristic"`). In float32 the text is the same; in half precision
+the size of a forward decides in its last bits.
 """
 
 import time
