@@ -125,7 +125,8 @@ class JakiroCandidateGenerator(CandidateGenerator):
         self._features: torch.Tensor | None = None  # [B, T, F] that were read, not yet fed
         self._embeddings: torch.Tensor | None = None  # [B, T - 1, H] of the tokens that follow all but the last
         self._padding: torch.Tensor | None = None  # [B, pairs] bool, False where the prompt is padded
-        self._mask = MaskBuffer(self.dtype, self.device)
+        groups = self.config.num_attention_heads // self.config.num_key_value_heads
+        self._mask = MaskBuffer(self.dtype, self.device, groups)
         if self.shape.static_tree is not None:
             self._static_parents = torch.tensor(self.shape.static_tree.parents, device=self.device)
             self._static_levels = self.shape.static_tree.as_tensors(self.device)
@@ -250,14 +251,15 @@ class JakiroCandidateGenerator(CandidateGenerator):
         frontier_scores = output.last_hidden_state.new_zeros((batch_size, 1), dtype=torch.float32)
         frontier_index = root.new_full((batch_size, 1), -1)
         frontier_parent, block, num_candidates = None, None, 0
+        logits, contrastive_logits = self._logits(output)
         for level in range(1, shape.depth + 1):
             if level == shape.depth and shape.two_levels:
                 # this level has no forward of its own: a node's children are its parent's contrastive candidates
-                child_log_probs, child_tokens = self._best_children(output, level, top_k, contrastive=True)
+                child_log_probs, child_tokens = self._best_children(contrastive_logits, level, top_k)
                 child_log_probs = _gather_rows(child_log_probs, frontier_parent)
                 child_tokens = _gather_rows(child_tokens, frontier_parent)
             else:
-                child_log_probs, child_tokens = self._best_children(output, level, top_k)
+                child_log_probs, child_tokens = self._best_children(logits, level, top_k)
             child_scores = (frontier_scores[..., None] + child_log_probs).flatten(1)  # [B, W * K]
             child_tokens = child_tokens.flatten(1)
             tokens.append(child_tokens)
@@ -277,6 +279,7 @@ class JakiroCandidateGenerator(CandidateGenerator):
             output = self._expand(
                 child_tokens.gather(1, best), features, level, block, shape.two_levels and level == shape.depth - 2
             )
+            logits, contrastive_logits = self._logits(output)
         return select_tree(
             root,
             torch.cat(tokens, dim=1),
@@ -289,11 +292,13 @@ class JakiroCandidateGenerator(CandidateGenerator):
     def _grow_static(self, root: torch.LongTensor, output: JakiroDraftOutput, shape: TreeShape) -> DraftTree:
         """The tree of the config: each node is its parent's child of a fixed rank."""
         tokens, block, frontier_parent = [root[:, None]], None, None
+        logits, contrastive_logits = self._logits(output)
         for level, (parent, rank, expanded) in enumerate(self._static_levels[: shape.depth], start=1):
-            contrastive = level == shape.depth and shape.two_levels
-            _, child_tokens = self._best_children(output, level, shape.top_k, contrastive)
-            if contrastive:
+            if level == shape.depth and shape.two_levels:
+                _, child_tokens = self._best_children(contrastive_logits, level, shape.top_k)
                 child_tokens = _gather_rows(child_tokens, frontier_parent)
+            else:
+                _, child_tokens = self._best_children(logits, level, shape.top_k)
             level_tokens = child_tokens[:, parent, rank]  # [B, W]
             tokens.append(level_tokens)
             if level == shape.depth:
@@ -306,6 +311,7 @@ class JakiroCandidateGenerator(CandidateGenerator):
             output = self._expand(
                 level_tokens[:, expanded], features, level, block, shape.two_levels and level == shape.depth - 2
             )
+            logits, contrastive_logits = self._logits(output)
         all_tokens = torch.cat(tokens, dim=1)
         parents = self._static_parents[: all_tokens.shape[1]].expand(root.shape[0], -1)
         return DraftTree(all_tokens, parents, max_depth=shape.depth)
@@ -333,9 +339,19 @@ class JakiroCandidateGenerator(CandidateGenerator):
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
         return self.target.embed(tokens).to(self.device, self.dtype)
 
-    def _best_children(
-        self, output: JakiroDraftOutput, level: int, top_k: int, contrastive: bool = False
-    ) -> tuple[torch.Tensor, torch.LongTensor]:
+    def _logits(self, output: JakiroDraftOutput) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Logits (float32) of the nodes' next tokens `[B, W, D]`, of decoupled experts one each `[2, B, W, D]`; and those
+        of the tokens after them `[B, W, D]`, if the drafter was asked for contrastive features. In one head call.
+        """
+        if output.expert_hidden_states is not None:
+            return self._head(output.expert_hidden_states).float(), None
+        if output.contrastive_hidden_state is None:
+            return self._head(output.last_hidden_state).float(), None
+        features = torch.stack((output.last_hidden_state, output.contrastive_hidden_state))
+        return self._head(features).float().unbind()
+
+    def _best_children(self, logits: torch.Tensor, level: int, top_k: int) -> tuple[torch.Tensor, torch.LongTensor]:
         """
         The best next tokens of each node, best first: log-probabilities (float32) and tokens, both `[B, W, K]`.
         Probabilities are those among the tokens that can be drafted, at the tree's temperature; given the noise of
@@ -344,16 +360,12 @@ class JakiroCandidateGenerator(CandidateGenerator):
         Decoupled experts (Jakiro\\*) are heads of their own: a token's probability is the larger of the two, so the
         best tokens are the deduplicated union of both experts' best.
         """
-        if output.expert_hidden_states is not None:
-            features = output.expert_hidden_states  # [2, B, W, H]
-        else:
-            features = output.contrastive_hidden_state if contrastive else output.last_hidden_state  # [B, W, H]
-        logits = self._head(features).float()  # [..., W, D]
+        decoupled = logits.ndim == 4
         if self._noise is None:
             logits = logits / self.shape.temperature
-        if self._noise is None or output.expert_hidden_states is not None:
+        if self._noise is None or decoupled:
             logits = logits.log_softmax(dim=-1)
-        if output.expert_hidden_states is not None:
+        if decoupled:
             logits = logits.amax(dim=0)
         if self._noise is None:
             best, tokens = logits.topk(top_k, dim=-1)
@@ -408,21 +420,22 @@ class JakiroCandidateGenerator(CandidateGenerator):
 
 class MaskBuffer:
     """
-    Additive attention masks of the drafter's small forwards. The columns of the prefix are zeros that were written
-    once; only the columns of the new tokens are written per forward, so the cost does not grow with the context.
+    Additive attention masks of the drafter's small forwards, repeated for each of the G query heads that share a
+    key/value head. The columns of the prefix are zeros that were written once; only the columns of the new tokens are
+    written per forward, so the cost does not grow with the context.
     """
 
     MAX_ROWS = 64
 
-    def __init__(self, dtype: torch.dtype, device: torch.device):
+    def __init__(self, dtype: torch.dtype, device: torch.device, num_groups: int):
         self._minimum = torch.finfo(dtype).min
-        self._dtype, self._device = dtype, device
+        self._dtype, self._device, self._num_groups = dtype, device, num_groups
         self._buffer = torch.zeros((1, 1, self.MAX_ROWS, 0), dtype=dtype, device=device)
         self._self_block = torch.zeros((0, 0), dtype=dtype, device=device)  # a level's nodes see themselves
         self._prefix = 0  # columns of the prefix as of the last call; those behind may hold a block
 
     def causal(self, past: int, rows: int, padding: torch.Tensor | None) -> torch.Tensor:
-        """`[B, 1, rows, past + rows]`: each row sees the prefix and the rows up to itself."""
+        """`[B, 1, G * rows, past + rows]`: each row sees the prefix and the rows up to itself."""
         block = torch.full((rows, rows), self._minimum, dtype=self._dtype, device=self._device).triu(1)
         return self._write(past, block[None, None], padding)
 
@@ -445,11 +458,12 @@ class MaskBuffer:
         return torch.cat((rows, eye), dim=-1)
 
     def tree(self, past: int, block: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
-        """`[B, 1, W, past + C]`: the prefix and a level's block."""
+        """`[B, 1, G * W, past + C]`: the prefix and a level's block."""
         return self._write(past, block, padding)
 
     def _write(self, past: int, block: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
-        rows, columns = block.shape[2:]
+        columns = block.shape[3]
+        rows = self._num_groups * block.shape[2]
         batch_size = block.shape[0] if padding is None else padding.shape[0]
         size = self._buffer.shape
         if batch_size != size[0] or rows > size[2] or past + columns > size[3]:
@@ -463,8 +477,9 @@ class MaskBuffer:
                 hidden = ~padding[:, None, None, new]
                 self._buffer[..., new][..., : hidden.shape[-1]].masked_fill_(hidden, self._minimum)
             self._prefix = past
-        self._buffer[:, :, :rows, past : past + columns] = block
-        return self._buffer[:, :, :rows, : past + columns]
+        mask = self._buffer[:, :, :rows, : past + columns]
+        mask[..., past:].unflatten(2, (self._num_groups, -1)).copy_(block.unsqueeze(2))
+        return mask
 
 
 def _gather_rows(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
