@@ -143,7 +143,7 @@ def test_the_best_nodes_keep_their_ancestors():
     )
     order = tree.scores[0, 1:].sort(descending=True).indices
     for size, tokens, parents in ((1, [7, 9], [0, 0]), (2, [7, 4, 9], [0, 0, 0]), (3, [7, 4, 9, 2], [0, 0, 0, 1])):
-        part = adaptive._best_nodes(tree, order[:size])
+        part = adaptive._best_nodes(tree, order[None, :size])
         assert part.tokens[0].tolist() == tokens
         assert part.parents[0].tolist() == parents
         assert part.depths[0].max() <= part.max_depth

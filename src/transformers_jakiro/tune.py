@@ -226,7 +226,7 @@ def target_costs(
     cache = DynamicCache(config=target.config)
     target(input_ids, past_key_values=cache, logits_to_keep=1)
     view, device = Target(target), input_ids.device
-    forward = _TreeForward(view, cache, GenerationConfig(), {}, prompt_length=input_ids.shape[1])
+    forward = _TreeForward(view, cache, GenerationConfig(), {}, batch_size=1, prompt_length=input_ids.shape[1])
     seconds: dict[int, list[float]] = {size: [] for size in sizes}
     for _ in range(rounds + 1):
         for size in sizes:
@@ -237,7 +237,7 @@ def target_costs(
             forward.run(tree)
             synchronize(device)
             seconds[size].append(time.perf_counter() - start)
-            forward.keep([])
+            forward.keep([[]])
     forward.close()
     return {size: statistics.median(times[1:]) for size, times in seconds.items()}
 
