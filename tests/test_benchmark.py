@@ -18,9 +18,10 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 import jakiro_cli
 from jakiro_cli import main
 from transformers_jakiro import benchmark, report
-from transformers_jakiro.benchmark import Benchmark, Journal, make_methods, provenance, run_bench
+from transformers_jakiro.benchmark import Benchmark, make_methods, provenance, run_bench
 from transformers_jakiro.candidate_generator import TreeShape
 from transformers_jakiro.demo import PAIR
+from transformers_jakiro.journal import Journal
 from transformers_jakiro.profiling import TIMED_METHODS, ForwardTimer, StepRecorder, parts_of
 from transformers_jakiro.summary import (
     PARTS,
