@@ -309,7 +309,7 @@ class Benchmark:
         for turn, text in enumerate(prompt.turns):
             messages.append({"role": "user", "content": text})
             inputs = self.encode(messages)
-            answers = {method.name: self._run(method, turn, inputs, temperature, seed) for method in order}
+            answers = {method.name: self.answer(method, turn, inputs, temperature, seed) for method in order}
             _, plain = answers["plain"]
             for method in self.methods:
                 run, sequence = answers[method.name]
@@ -333,9 +333,19 @@ class Benchmark:
         synchronize(self._device)
         return time.perf_counter() - start, output
 
-    def _run(
-        self, method: Method, turn: int, inputs: Mapping[str, torch.Tensor], temperature: float, seed: int
+    def answer(
+        self, method: Method, turn: int, inputs: Mapping[str, torch.Tensor], temperature: float = 0.0, seed: int = 0
     ) -> tuple[Run, torch.LongTensor]:
+        """
+        Lets one method answer one turn, without timers inside.
+
+        Args:
+            turn (`int`): its number, to be noted.
+            inputs: what [`~Benchmark.encode`] gives.
+
+        Returns:
+            What was measured, and the sequence `[1, T + new]`.
+        """
         with method.ready():
             seconds, output = self._generate(method, inputs, temperature, seed)
         drafted = isinstance(output, JakiroGenerateOutput)

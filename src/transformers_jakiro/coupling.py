@@ -79,7 +79,7 @@ class SamplingCoupling:
         """
         Gumbel noise `[num_draws, V]` (float32) of the next tokens to be sampled. Leaves the random generator as it is.
         """
-        state = _random_state(self._device)
+        state = random_state(self._device)
         while self._drawn and not torch.equal(self._drawn[0][0], state):  # what has been used up, or is of no use
             self._drawn.popleft()
         if not self._drawn:
@@ -137,10 +137,19 @@ def _exponential(vocab_size: int, generator: torch.Generator) -> torch.Tensor:
     return torch.empty((1, vocab_size), device=generator.device).exponential_(generator=generator)
 
 
-def _random_state(device: torch.device) -> torch.Tensor:
+def random_state(device: torch.device) -> torch.Tensor:
+    """State of the random generator that a device samples with."""
     if device.type == "cpu":
         return torch.get_rng_state()
     return torch.get_device_module(device).get_rng_state(device)
 
 
-__all__ = ["SamplingCoupling", "can_couple"]
+def set_random_state(state: torch.Tensor, device: torch.device) -> None:
+    """Takes a device's random generator back to a state that [`random_state`] gave."""
+    if device.type == "cpu":
+        torch.set_rng_state(state)
+    else:
+        torch.get_device_module(device).set_rng_state(state, device)
+
+
+__all__ = ["SamplingCoupling", "can_couple", "random_state", "set_random_state"]
