@@ -204,6 +204,11 @@ def test_choosing_methods(pair):
     assert names(["static", "plain"]) == ["plain", "static"]
     (eagle2,) = [method for method in make_methods(target, draft, ["eagle2"], control=draft) if method.draft]
     assert eagle2.options["num_assistant_tokens"] == draft.config.num_draft_tokens == 20
+    (published,) = [method for method in make_methods(target, draft, ["published"]) if method.draft]
+    with published.ready():
+        shape = TreeShape.from_config(draft.config, published.options["num_assistant_tokens"])
+    assert (shape.depth, shape.top_k, shape.width, shape.num_draft_tokens) == (7, 10, 10, 59)
+    assert draft.config.num_draft_tokens == 20
     with pytest.raises(ValueError, match=r"`eagle2` needs `--control`"):
         names(["eagle2"])
     with pytest.raises(ValueError, match=r"must be of .* got \['medusa'\]"):

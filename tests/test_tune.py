@@ -10,12 +10,11 @@ from targets import scored_tree
 
 from jakiro_cli import main
 from transformers_jakiro import JakiroDraftModel
-from transformers_jakiro.benchmark import load_benchmark
+from transformers_jakiro.benchmark import PUBLISHED, load_benchmark
 from transformers_jakiro.demo import PAIR
 from transformers_jakiro.summary import Run
 from transformers_jakiro.tasks import read_prompts
 from transformers_jakiro.tune import (
-    PUBLISHED,
     Costs,
     Measured,
     Replay,
@@ -116,7 +115,8 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert {"null", json.dumps(PUBLISHED, sort_keys=True)} < speeds.keys()
     best = json.dumps(results["best"], sort_keys=True)
     assert speeds[best] == max(speed for tree, speed in speeds.items() if tree != "null")
-    assert results["provenance"]["arguments"]["dtype"] == "float32"
+    made = results["provenance"]["arguments"]
+    assert (made["dtype"], made["limit"], made["deepen"]) == ("float32", 2, None)
     after = json.loads((folder / "config.json").read_text())
     assert after == {**before, **results["best"]}
     assert JakiroDraftModel.from_pretrained(folder).config.num_draft_tokens == results["best"]["num_draft_tokens"]

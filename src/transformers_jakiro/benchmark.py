@@ -55,6 +55,7 @@ METHODS = {
     "plain": "plain `generate`",
     "static": "plain `generate` with a static cache and `torch.compile`",
     "jakiro": "trees of the drafter",
+    "published": "trees of the same drafter, in the published shape (7 levels, 10 wide)",
     "adaptive": "trees of the drafter, sized while generating",
     "chain": "chains of the same drafter",
     "eagle2": "trees of the control drafter",
@@ -63,6 +64,7 @@ METHODS = {
     "early_exit": "transformers' assisted generation with the target's own lower layers",
     "mtp": "transformers' multi-token prediction with the target's own layers for it",
 }
+PUBLISHED = {"tree_depth": 7, "tree_top_k": 10, "tree_width": 10, "num_draft_tokens": 59}
 _WARM_UP_TOKENS = 32
 
 
@@ -190,6 +192,8 @@ def make_methods(
             methods += [
                 drafted(f"{name}-{nodes}" if several else name, drafter, nodes) for nodes in sizes or own_sizes
             ]
+        elif name == "published":
+            methods.append(drafted(name, draft, PUBLISHED["num_draft_tokens"], **PUBLISHED, static_tree=None))
         elif name == "adaptive":
             method = drafted(name, draft, sizes[0] if sizes else None)
             schedule = {"num_assistant_tokens_schedule": "heuristic"}
@@ -642,6 +646,7 @@ def _config(model: PreTrainedModel) -> dict[str, Any]:
 
 __all__ = [
     "METHODS",
+    "PUBLISHED",
     "Benchmark",
     "ForwardTimer",
     "Method",

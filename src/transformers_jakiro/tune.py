@@ -30,7 +30,7 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel, set_seed
 
-from .benchmark import METHODS, Benchmark, Method, load_benchmark, provenance, sampling_options
+from .benchmark import METHODS, PUBLISHED, Benchmark, Method, load_benchmark, provenance, sampling_options
 from .candidate_generator import JakiroCandidateGenerator, TreeShape
 from .coupling import SamplingCoupling, can_couple, random_state, set_random_state
 from .files import write_json
@@ -46,7 +46,6 @@ WIDTHS = (2, 4, 8)
 TOP_K = 32
 MAX_NODES = 96
 TREE_SIZES = (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 60, 72, 84, 97)
-PUBLISHED = {"tree_depth": 7, "tree_top_k": 10, "tree_width": 10, "num_draft_tokens": 59}
 
 
 @dataclass(frozen=True)
@@ -483,6 +482,7 @@ def run_tune(
     Raises:
         ValueError: if `draft` is no folder and there is no `output`, or it is a PEFT adapter.
     """
+    arguments = {name: value for name, value in locals().items() if name not in ("output", "report")}
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Table
@@ -531,14 +531,14 @@ def run_tune(
     console.print(table)
     if result.of(result.best).tokens_per_second < result.plain.tokens_per_second:
         console.print("On this machine plain generate is faster than any tree of this drafter.")
-    if report is not None:
-        write_json(Path(report), to_json(result, target=target, draft=draft, dtype=dtype, temperature=temperature))
-        console.print(f"Saved {report}")
     if output is not None:
         folder = Path(shutil.copytree(folder, output, dirs_exist_ok=True))
     content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     write_json(folder / "config.json", {**content, **asdict(result.best)})
     console.print(f"Saved the fastest tree to {output or draft}: {result.best}")
+    if report is not None:
+        write_json(Path(report), to_json(result, **arguments))
+        console.print(f"Saved {report}")
     return result
 
 
