@@ -58,7 +58,10 @@ class Shape:
     tree_top_k: int = TOP_K
 
     def __str__(self) -> str:
-        return f"{self.tree_depth} levels, {self.tree_width} nodes wide, {self.num_draft_tokens} nodes"
+        return (
+            f"{self.tree_depth} levels, {self.tree_width} nodes wide, {self.num_draft_tokens} nodes, "
+            f"{self.tree_top_k} children per node"
+        )
 
     @classmethod
     def of(cls, config: Any) -> "Shape":
@@ -502,7 +505,7 @@ def run_tune(
     benchmark, label = load_benchmark(target, draft, dtype, max_new_tokens, ("jakiro",), deepen=deepen)
     console = Console()
     if not console.is_terminal:
-        console.width = 120  # a file has room for the whole table
+        console.width = 150  # a file has room for the whole table
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bars:
         phases: dict[str, Any] = {}
