@@ -51,7 +51,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--deepen", type=int, default=32, metavar="N", help="layers of the deepened target (32)")
     parser.add_argument("--tasks", nargs="+", metavar="NAME", help="tasks of the prompts to take (all)")
     parser.add_argument("--limit", type=int, default=2, metavar="N", help="prompts per task (2)")
-    parser.add_argument("--max-new-tokens", type=int, default=96, metavar="N", help="per turn (96)")
+    parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="per turn (64)")
     parser.add_argument("--temperature", type=float, nargs="+", default=[0.0, 1.0], metavar="T", help="(0 1)")
     parser.add_argument("--methods", nargs="+", metavar="M", help=f"({' '.join(METHODS)}, and eagle2 with --control)")
     parser.add_argument("--dtype", default="bfloat16", help="precision of all models (bfloat16)")

@@ -204,6 +204,7 @@ def test_choosing_methods(pair):
     assert names(["static", "plain"]) == ["plain", "static"]
     (eagle2,) = [method for method in make_methods(target, draft, ["eagle2"], control=draft) if method.draft]
     assert eagle2.options["num_assistant_tokens"] == draft.config.num_draft_tokens == 20
+    assert eagle2.tree == {name: getattr(draft.config, name) for name in benchmark.PUBLISHED}
     (published,) = [method for method in make_methods(target, draft, ["published"]) if method.draft]
     with published.ready():
         shape = TreeShape.from_config(draft.config, published.options["num_assistant_tokens"])

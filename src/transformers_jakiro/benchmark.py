@@ -58,7 +58,7 @@ METHODS = {
     "published": "trees of the same drafter, in the published shape (7 levels, 10 wide)",
     "adaptive": "trees of the drafter, sized while generating",
     "chain": "chains of the same drafter",
-    "eagle2": "trees of the control drafter",
+    "eagle2": "trees of the control drafter, in the shape of the drafter's",
     "prompt_lookup": "transformers' prompt lookup, 10 tokens",
     "assistant": "transformers' assisted generation with a small model",
     "early_exit": "transformers' assisted generation with the target's own lower layers",
@@ -147,7 +147,7 @@ def make_methods(
 
     Args:
         names: of [`METHODS`]; default: `plain`, `jakiro`, `chain`, `prompt_lookup`, and those whose model is given.
-        control: another drafter, with trees of as many nodes: `eagle2`.
+        control: another drafter, with trees of the same shape: `eagle2`.
         assistant: a small causal language model with the same tokenizer: `assistant`.
         early_exit: layers of the target to draft with: `early_exit`.
         num_assistant_tokens: nodes per tree; default: the drafter's. With several, `jakiro` and `eagle2` run once
@@ -187,10 +187,14 @@ def make_methods(
             compiled = {"cache_implementation": "static", "compile_config": _compat.compile_everywhere()}
             methods.append(Method(name, text, compiled))
         elif name in ("jakiro", "eagle2"):
-            drafter, own_sizes = (draft, [None]) if name == "jakiro" else (control, [draft.config.num_draft_tokens])
+            drafter, own_size, tree = draft, None, {}
+            if name == "eagle2":
+                drafter, own_size = control, draft.config.num_draft_tokens
+                tree = {field: getattr(draft.config, field) for field in PUBLISHED}
             several = len(sizes) > 1
             methods += [
-                drafted(f"{name}-{nodes}" if several else name, drafter, nodes) for nodes in sizes or own_sizes
+                drafted(f"{name}-{nodes}" if several else name, drafter, nodes, **tree)
+                for nodes in sizes or [own_size]
             ]
         elif name == "published":
             methods.append(drafted(name, draft, PUBLISHED["num_draft_tokens"], **PUBLISHED, static_tree=None))
