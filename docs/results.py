@@ -11,14 +11,15 @@ prompts that ship, into a copy of the drafter, and `jakiro bench` lets that draf
 PROMPTS. Each command is a process of its own. Stopped and run again, it goes on. Without `--target` and `--draft` only
 the page is written anew, from the JSON files in `docs/results`.
 
-Hardware: any, but nothing else should run on it. Time: for a 44M-parameter target on two cores of an x86 server CPU
-about half an hour with 14 prompts, two per task.
+Hardware: any, but nothing else should run on it. Time: with the defaults and seven tasks that of about a thousand
+answers of 64 tokens.
 """
 
 import argparse
 import json
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -199,6 +200,11 @@ def read(folder: Path) -> list[Result]:
     return [Result(folder, setting) for setting in SETTINGS]
 
 
+def paragraph(text: str) -> str:
+    """Text in lines of the usual length."""
+    return textwrap.fill(text, width=119, break_long_words=False, break_on_hyphens=False)
+
+
 def overview(results: Sequence[Result]) -> str:
     """A row per setting and temperature: the tuned tree against all others."""
     columns = ["target", "T", "tokens/forward", "tokens/s", "speed-up", "ceiling", "reached", "published tree"]
@@ -265,14 +271,17 @@ def section(result: Result, plots: dict[str, Path], page: Path) -> list[str]:
     lines = [f"## {result.name}", ""]
     if result.arguments["deepen"] is not None:
         lines += [
-            "No model of its own: the same target with identity layers (output projections zero) inserted, up to "
-            f"{result.arguments['deepen']} ([deepened.py](../src/transformers_jakiro/deepened.py)). It says the same, "
-            "token for token, and one of its layers costs as small a part of all as in a larger model: 32 layers are "
-            "those of a 7B model.",
+            paragraph(
+                "No model of its own: the same target with identity layers (output projections zero) inserted, up to "
+                f"{result.arguments['deepen']} ([deepened.py](../src/transformers_jakiro/deepened.py)). It says the "
+                "same, token for token, and one of its layers costs as small a part of all as in a larger model: 32 "
+                "layers are those of a 7B model."
+            ),
             "",
         ]
-    lines += [f"The tree that `jakiro tune` found: {result.tree}. What it let answer in its last round:", ""]
-    lines += [tuning_table(result.tuning), "", f"Measured on {conditions(result.payload)}", ""]
+    found = f"The tree that `jakiro tune` found: {result.tree}. What it let answer in its last round:"
+    lines += [paragraph(found), "", tuning_table(result.tuning), ""]
+    lines += [paragraph(f"Measured on {conditions(result.payload)}"), ""]
     for title, path in plots.items():
         lines += [f"![{title}]({path.relative_to(page.parent).as_posix()})", ""]
     lines += [markdown_tables(result.payload), ""]
@@ -294,31 +303,39 @@ def write_page(page: Path, results: Sequence[Result], folder: Path) -> None:
         }
     files = sorted(path.name for path in folder.glob("*.json"))
     links = ", ".join(f"[{name}]({folder.name}/{name})" for name in files)
-    made = results[0].arguments
-    among = "other prompts than those measured here" if made["files"] else "a part of the prompts measured here"
+    first = results[0]
+    num_prompts = first.means(first.arguments["temperature"][0])["plain"]["prompts"]
+    among = "other prompts than these" if first.arguments["files"] else "some of these prompts"
+    bulky = any(not result.payload["records"] for result in results)
+    links += " (without the single answers, which are many)" if bulky else ""
     lines = [
         "# Results",
         "",
-        f"Written by [results.py](results.py) from what `jakiro tune` and `jakiro bench` measured: {links}"
-        + (
-            " (without the single answers, which are many)." if any(not r.payload["records"] for r in results) else "."
+        paragraph(
+            f"Written by [results.py](results.py) from what `jakiro tune` and `jakiro bench` measured: {links}."
         ),
         "",
         f"```bash\n{command(results)}\n```",
         "",
-        f"Up to {made['limit']} prompts of each task ({', '.join(results[0].tasks)}). All methods answer each prompt, "
-        "taking turns in one process. The drafter's trees (`jakiro`) are those that `jakiro tune` found to be the "
-        f"fastest here, on {among}; `published` is the same drafter with the tree of the published drafters.",
+        paragraph(
+            f"Prompts: {num_prompts}, of the tasks {', '.join(first.tasks)}. All methods answer each prompt, taking "
+            "turns in one process. The drafter's trees (`jakiro`) are those that `jakiro tune` found to be the fastest "
+            f"here, on {among}; `published` is the same drafter with the tree of the published drafters."
+        ),
         "",
         overview(results),
         "",
-        "Means of the tasks. *Tuned / published*: tokens per second with the tuned tree over those with the published "
-        "one.",
+        paragraph(
+            "Means of the tasks. *Tuned / published*: tokens per second with the tuned tree over those with the "
+            "published one."
+        ),
         "",
         *(f"- {note}" for note in NOTES),
         "",
-        "Tokens per target forward, speed-up and ceiling are defined in, and computed by, `tokens_per_forward`, "
-        "`speed_up` and `ceiling` of [summary.py](../src/transformers_jakiro/summary.py).",
+        paragraph(
+            "Tokens per target forward, speed-up and ceiling are defined in, and computed by, `tokens_per_forward`, "
+            "`speed_up` and `ceiling` of [summary.py](../src/transformers_jakiro/summary.py)."
+        ),
         "",
     ]
     for result in results:
@@ -340,10 +357,12 @@ def headline(results: Sequence[Result]) -> str:
     device = made["accelerator"] or f"{made['threads']} thread{'s' * (made['threads'] > 1)} of {made['processor']}"
     return "\n".join(
         [
-            f"Measured with `jakiro bench` on {device}, one prompt at a time, all methods taking turns in one "
-            f"process; medians of the prompts, means of the tasks ({', '.join(results[0].tasks)}). *Deepened*: with "
-            "identity layers inserted, the same tokens at the layer ratio of a larger model. Trees found by "
-            "`jakiro tune`. [docs/results.md](docs/results.md) has all methods, tasks and plots.",
+            paragraph(
+                f"Measured with `jakiro bench` on {device}, one prompt at a time, all methods taking turns in one "
+                f"process; medians of the prompts, means of the tasks ({', '.join(results[0].tasks)}). *Deepened*: "
+                "with identity layers inserted, the same tokens at the layer ratio of a larger model. Trees found by "
+                "`jakiro tune`. [docs/results.md](docs/results.md) has all methods, tasks and plots."
+            ),
             "",
             markdown_table(columns, rows),
         ]
