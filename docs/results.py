@@ -319,8 +319,8 @@ def write_page(page: Path, results: Sequence[Result], folder: Path) -> None:
         "",
         paragraph(
             f"Prompts: {num_prompts}, of the tasks {', '.join(first.tasks)}. All methods answer each prompt, taking "
-            "turns in one process. The drafter's trees (`jakiro`) are those that `jakiro tune` found to be the fastest "
-            f"here, on {among}; `published` is the same drafter with the tree of the published drafters."
+            "turns in one process. The drafter's trees (`jakiro`) are those that `jakiro tune` found to be the "
+            f"fastest here, on {among}; `published` is the same drafter with the tree of the published drafters."
         ),
         "",
         overview(results),

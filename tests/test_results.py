@@ -168,7 +168,7 @@ def test_large_files_lose_the_single_answers(results, root, work, monkeypatch):
     results.publish(work, file.parent, NAMES)
     assert json.loads(file.read_text()) == {**whole, "records": []}
     results.main(["--root", str(root)])
-    assert "without the single answers" in (root / "docs" / "results.md").read_text()
+    assert "without the single answers" in " ".join((root / "docs" / "results.md").read_text().split())
 
 
 def test_measuring_goes_on_where_it_was_stopped(results, tmp_path, monkeypatch, capsys):
