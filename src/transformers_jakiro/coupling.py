@@ -85,7 +85,7 @@ class SamplingCoupling:
         """
         Gumbel noise `[num_draws, V]` (float32) of the next tokens to be sampled. Leaves the random generator as it is.
         """
-        state = _random_state(self._device)
+        state = random_state(self._device)
         while self._drawn and not torch.equal(self._drawn[0][0], state):  # what has been used up, or is of no use
             self._drawn.popleft()
         if not self._drawn:
@@ -139,7 +139,7 @@ class BatchCoupling(SamplingCoupling):
         self.rows = list(range(batch_size))  # those that are still generated
         self._shape = (batch_size, self._vocab_size)
         self._next_draw = [0] * batch_size
-        self._states = [_random_state(self._device)]  # before each draw
+        self._states = [random_state(self._device)]  # before each draw
         self._draws: OrderedDict[int, torch.Tensor] = OrderedDict()  # the last ones used
         self._max_draws = max(16, _DRAWN_BYTES // (4 * batch_size * self._vocab_size))
 
@@ -160,7 +160,7 @@ class BatchCoupling(SamplingCoupling):
 
     def finish(self) -> None:
         """Leaves the random generator as plain sampling does, which goes on until the last row has ended."""
-        _set_random_state(self._device, self._states[max(self._next_draw)])
+        set_random_state(self._states[max(self._next_draw)], self._device)
 
     def _draw(self, index: int) -> torch.Tensor:
         """All numbers of a draw, `[B, V]`."""
@@ -196,17 +196,19 @@ def _exponential(shape: tuple[int, int], generator: torch.Generator) -> torch.Te
     return torch.empty(shape, device=generator.device).exponential_(generator=generator)
 
 
-def _random_state(device: torch.device) -> torch.Tensor:
+def random_state(device: torch.device) -> torch.Tensor:
+    """State of the random generator that a device samples with."""
     if device.type == "cpu":
         return torch.get_rng_state()
     return torch.get_device_module(device).get_rng_state(device)
 
 
-def _set_random_state(device: torch.device, state: torch.Tensor) -> None:
+def set_random_state(state: torch.Tensor, device: torch.device) -> None:
+    """Takes a device's random generator back to a state that [`random_state`] gave."""
     if device.type == "cpu":
         torch.set_rng_state(state)
     else:
         torch.get_device_module(device).set_rng_state(state, device)
 
 
-__all__ = ["BatchCoupling", "SamplingCoupling", "can_couple"]
+__all__ = ["BatchCoupling", "SamplingCoupling", "can_couple", "random_state", "set_random_state"]
