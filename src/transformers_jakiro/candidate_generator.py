@@ -44,11 +44,16 @@ class TreeShape:
 
     @classmethod
     def from_config(
-        cls, config: JakiroDraftConfig, num_draft_tokens: int | None = None, sampling_temperature: float = 1.0
+        cls,
+        config: JakiroDraftConfig,
+        num_draft_tokens: int | None = None,
+        sampling_temperature: float = 1.0,
+        batch_size: int = 1,
     ) -> "TreeShape":
         """
-        The shape in a drafter's config, checked; `num_draft_tokens` overrides the config's. `sampling_temperature` is
-        the target's, 0 if its choices can be told from its logits: when it decodes greedily, or the noise is known.
+        The shape in a drafter's config for a batch size, checked; `num_draft_tokens` overrides the config's.
+        `sampling_temperature` is the target's, 0 if its choices can be told from its logits: when it decodes greedily,
+        or the noise is known.
         """
         config.check_consistency()
         if num_draft_tokens is not None and num_draft_tokens < 1:
@@ -58,11 +63,11 @@ class TreeShape:
             depth, num_draft_tokens = len(static_tree.levels), len(static_tree.parents) - 1
             top_k = width = 1 + max(rank for level in static_tree.levels for _, rank in level)
         else:
-            static_tree, depth, top_k = None, config.tree_depth, config.tree_top_k
-            width = config.tree_width or top_k
+            fields = config.tree_fields(batch_size)
+            static_tree, depth, top_k = None, fields["tree_depth"], fields["tree_top_k"]
+            width, num_draft_tokens = fields["tree_width"], num_draft_tokens or fields["num_draft_tokens"]
         two_levels = config.head_mode == "contrastive" and depth >= 2
         temperature = config.tree_temperature or max(sampling_temperature, _LEAST_TREE_TEMPERATURE)
-        num_draft_tokens = num_draft_tokens or config.num_draft_tokens
         return cls(depth, top_k, width, num_draft_tokens, two_levels, static_tree, temperature)
 
     def as_chain(self) -> "TreeShape":

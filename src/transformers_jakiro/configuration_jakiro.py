@@ -8,6 +8,8 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+_TREE_FIELDS = ("tree_depth", "tree_width", "tree_top_k", "num_draft_tokens")
+
 
 @strict
 class JakiroDraftConfig(PreTrainedConfig):
@@ -88,6 +90,10 @@ class JakiroDraftConfig(PreTrainedConfig):
         static_tree (`list[list[int]]`, *optional*):
             A fixed tree instead of a dynamic one: each node as the path of child ranks that leads to it, for example
             `[[0], [1], [0, 0]]`. Overrides the other fields of the tree.
+        batch_trees (`dict[str, dict[str, int]]`, *optional*):
+            Other trees for batches, where each node costs more: `tree_depth`, `tree_width`, `tree_top_k` and
+            `num_draft_tokens` by the smallest batch size they are for, for example `{"4": {...}, "16": {...}}`.
+            `jakiro tune --batch-size 1 4 16` finds them. Default: the same trees for all.
 
     Raises:
         ValueError: if fields contradict each other; the message names the rule and both values.
@@ -143,6 +149,7 @@ class JakiroDraftConfig(PreTrainedConfig):
     tree_temperature: int | float | None = None
     couple_sampling: bool = True
     static_tree: list[list[int]] | None = None
+    batch_trees: dict[str, dict[str, int]] | None = None
 
     def __post_init__(self, **kwargs):
         if self.num_key_value_heads is None:
@@ -214,6 +221,35 @@ class JakiroDraftConfig(PreTrainedConfig):
             )
         if self.static_tree is not None:
             self._check_static_tree(vocabulary, num_tokens)
+        for size, tree in (self.batch_trees or {}).items():
+            self._check_batch_tree(size, tree, vocabulary, num_tokens)
+
+    def tree_fields(self, batch_size: int = 1) -> dict[str, int]:
+        """`tree_depth`, `tree_width`, `tree_top_k` and `num_draft_tokens` of the dynamic trees for a batch size."""
+        sizes = [int(size) for size in self.batch_trees or {} if int(size) <= batch_size]
+        if sizes:
+            return dict(self.batch_trees[str(max(sizes))])
+        return {
+            **{name: getattr(self, name) for name in _TREE_FIELDS},
+            "tree_width": self.tree_width or self.tree_top_k,
+        }
+
+    def _check_batch_tree(self, size: str, tree: dict[str, int], vocabulary: str, num_tokens: int):
+        if not size.isdecimal() or str(int(size)) != size or int(size) < 2:
+            raise ValueError(
+                "The keys of `batch_trees` must be batch sizes of at least 2 (for one sequence the config has its "
+                f"own fields), as text: '4', for example; got {size!r}."
+            )
+        if sorted(tree) != sorted(_TREE_FIELDS):
+            raise ValueError(f"`batch_trees['{size}']` must hold {', '.join(_TREE_FIELDS)}; got {', '.join(tree)}.")
+        for name, value in tree.items():
+            if value < 1:
+                raise ValueError(f"`{name}` of `batch_trees['{size}']` must be at least 1, got {value}.")
+        if tree["tree_top_k"] > num_tokens:
+            raise ValueError(
+                f"`tree_top_k` of `batch_trees['{size}']` cannot exceed the vocabulary: got "
+                f"tree_top_k={tree['tree_top_k']}, {vocabulary}={num_tokens}."
+            )
 
     def _check_static_tree(self, vocabulary: str, num_tokens: int):
         paths = [tuple(path) for path in self.static_tree]

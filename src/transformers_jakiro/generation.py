@@ -160,10 +160,10 @@ def jakiro_decode(
         kind = SamplingCoupling if batch_size == 1 else partial(BatchCoupling, batch_size)
         noise = kind(temperature, logits_processor, target.config.vocab_size, device)
     coupling = noise if assistant_model.config.couple_sampling else None
-    shape = TreeShape.from_config(
-        assistant_model.config, num_assistant_tokens, temperature if coupling is None else 0.0
+    shape_for = partial(
+        TreeShape.from_config, assistant_model.config, num_assistant_tokens, temperature if coupling is None else 0.0
     )
-    drafter = JakiroCandidateGenerator(assistant_model, target, shape, coupling=coupling)
+    drafter = JakiroCandidateGenerator(assistant_model, target, shape_for(batch_size), coupling=coupling)
     batch = _Batch(input_ids, generation_config, logits_processor, stopping_criteria, noise)
     outputs = _prefill(target, drafter, input_ids, generation_config, model_kwargs)
     forward = _TreeForward(target, cache, generation_config, model_kwargs, batch_size, cache.get_seq_length())
@@ -184,6 +184,7 @@ def jakiro_decode(
             batch.select(unfinished)
             kept = torch.tensor(unfinished, device=device)
             drafter.select(kept)
+            drafter.shape = shape_for(len(unfinished))
             forward.select(kept)
         max_depth = batch.tokens_left - 1 if schedule is None or schedule.wants_tree() else 0
         tree = drafter.propose(batch.last_tokens, max_depth=max_depth, chain=forward.chain_only)
@@ -503,7 +504,7 @@ class _Batch:
             for index in range(batch_size)
         ]
         self.rows = list(self._all_rows)  # those that are still in the target's batch
-        self._num_drafted_tokens = 0
+        self.num_drafted_tokens = 0
         self._prefill: dict[str, Any] = {"attentions": None, "hidden_states": None}  # of the prompt, if asked for
         self._pads = batch_size == 1 or _compat.pads_ended_rows(stopping_criteria)
         # processors that look at a row's logits alone take the rows together
@@ -578,7 +579,7 @@ class _Batch:
         visited, emitted = walk_trees(walking, tokens, parents, choose, self._emit)
         for row in walking:
             self.rows[row].record(outputs, row, visited[row], tree.num_nodes, num_behind[row])
-            self._num_drafted_tokens += tree.num_nodes - 1
+            self.num_drafted_tokens += tree.num_nodes - 1
         self._finish_rows()
         return visited, emitted
 
@@ -635,6 +636,11 @@ class _Batch:
         return tokens[index] if index < len(tokens) else _compat.padding_token(self._config)
 
     @property
+    def accept_lengths(self) -> list[list[int]]:
+        """See [`JakiroGenerateOutput`]."""
+        return [row.accept_lengths for row in self._all_rows]
+
+    @property
     def num_complete(self) -> int:
         """Tokens that have been generated for all rows."""
         if self.finished:
@@ -661,8 +667,8 @@ class _Batch:
             attentions=attentions,
             hidden_states=hidden_states,
             past_key_values=cache,
-            accept_lengths=[row.accept_lengths for row in rows],
-            num_drafted_tokens=self._num_drafted_tokens,
+            accept_lengths=self.accept_lengths,
+            num_drafted_tokens=self.num_drafted_tokens,
             num_verified_tokens=sum(sum(row.accept_lengths) for row in rows),
         )
 
