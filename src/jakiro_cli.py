@@ -144,6 +144,13 @@ def add_bench(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]")
         help="nodes per tree (the drafter's); several are compared",
     )
     parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=1,
+        metavar="N",
+        help="prompts of a task answered at a time (1); with more than one, each prompt's first turn",
+    )
+    parser.add_argument(
         "--profile", type=int, default=1, metavar="N", help="prompts per task to run again with timers (1)"
     )
     parser.add_argument(
@@ -183,6 +190,14 @@ def add_tune(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "--temperature", type=float, nargs="+", default=[0.0, 1.0], metavar="T", help="to tune for; 0 is greedy (0 1)"
     )
     parser.add_argument("--max-new-tokens", type=int, default=48, metavar="N", help="per prompt (48)")
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        nargs="+",
+        default=[1],
+        metavar="N",
+        help="sequences generated at a time (1); with several, a tree for each",
+    )
     parser.add_argument("--deepen", type=int, metavar="N", help="insert identity layers into the target, up to N")
     parser.add_argument("--dtype", default="bfloat16", help="precision of both models (bfloat16)")
     parser.add_argument(

@@ -18,11 +18,12 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 import jakiro_cli
 from jakiro_cli import main
 from transformers_jakiro import benchmark, report
-from transformers_jakiro.benchmark import Benchmark, make_methods, provenance, run_bench
+from transformers_jakiro.benchmark import Benchmark, make_methods, provenance, run_bench, trim_rows
 from transformers_jakiro.candidate_generator import TreeShape
 from transformers_jakiro.demo import PAIR
+from transformers_jakiro.generation import _TreeForward
 from transformers_jakiro.journal import Journal
-from transformers_jakiro.profiling import TIMED_METHODS, ForwardTimer, StepRecorder, parts_of
+from transformers_jakiro.profiling import TIMED_METHODS, ForwardTimer, StepRecorder, calls_of, parts_of
 from transformers_jakiro.summary import (
     PARTS,
     Profile,
@@ -34,7 +35,7 @@ from transformers_jakiro.summary import (
     summarize,
     tokens_per_forward,
 )
-from transformers_jakiro.tasks import SHIPPED, Prompt, gather_prompts, read_prompts
+from transformers_jakiro.tasks import SHIPPED, Prompt, gather_prompts, in_batches, read_prompts
 from transformers_jakiro.tree import DraftTree
 
 CHEAP = ["plain", "jakiro", "chain", "prompt_lookup"]
@@ -65,6 +66,28 @@ def profile(method, accept_lengths, levels=(), **parts) -> Profile:
 def test_tokens_per_forward():
     assert tokens_per_forward([3, 0, 1]) == pytest.approx(7 / 3)  # 4 + 1 + 2 tokens in 3 forwards
     assert tokens_per_forward([0, 0]) == tokens_per_forward([]) == 1.0
+
+
+def test_summary_of_a_batch():
+    """Two rows: one emits 3 + 1 tokens in two forwards, then leaves; the other 2 + 2 + 1 in three."""
+    jakiro = run("jakiro", 2.0, new_tokens=11, accept_lengths=[2, 0, 1, 1, 0], num_drafted_tokens=20, identical=0.5)
+    plain = run(seconds=4.0, new_tokens=11)
+    (_, row, *_) = summarize([PromptRecord("a", "1+2", 0.0, [plain, jakiro], num_prompts=2)])
+    assert row["prompts"] == 2
+    assert row["tokens_per_forward"] == pytest.approx((4 + 5) / (2 + 3))
+    assert row["drafted_per_step"] == pytest.approx(20 / 5)  # per row
+    assert row["tokens_per_second"] == pytest.approx(5.5)
+    assert row["speed_up"]["median"] == pytest.approx(2.0)
+    assert row["identical"] == 0.5
+
+
+def test_rows_end_with_their_end_token():
+    mask = torch.tensor([[0, 0, 1], [1, 1, 1], [0, 1, 1]])
+    sequences = torch.tensor([[9, 9, 2, 4, 2, 9], [5, 2, 6, 4, 3, 7], [9, 5, 6, 2, 9, 9]])
+    rows = [[2, 4, 2], [5, 2, 6, 4, 3, 7], [5, 6, 2]]  # an end token in the prompt ends nothing
+    assert [row.tolist() for row in trim_rows(sequences, mask, 2)] == rows
+    assert [row.tolist() for row in trim_rows(sequences, mask, [2, 3])] == [rows[0], [5, 2, 6, 4, 3], rows[2]]
+    assert [len(row) for row in trim_rows(sequences, mask, None)] == [4, 6, 5]
 
 
 def test_speed_up_is_a_ratio_of_tokens_per_second_over_all_turns():
@@ -174,6 +197,18 @@ def test_choosing_prompts(tmp_path):
         gather_prompts([file])
 
 
+def test_batches_of_prompts():
+    first, second, third, other = (Prompt(*key, ("?",)) for key in (("a", "1"), ("a", "2"), ("a", "3"), ("b", "1")))
+    prompts = [first, other, second, third]
+    assert in_batches(prompts, 1) == ([[first], [second], [third], [other]], [])
+    assert in_batches(prompts, 2) == ([[first, second]], [third, other])
+    assert in_batches([], 2) == ([], [])
+    with pytest.raises(ValueError, match=r"`--batch-size 4` needs as many .* none has: a 3, b 1\. Give files"):
+        in_batches(prompts, 4)
+    with pytest.raises(ValueError, match="must be at least 1, got 0"):
+        in_batches(prompts, 0)
+
+
 # -- methods ---------------------------------------------------------------------------------------------------------
 
 
@@ -203,8 +238,10 @@ def test_choosing_methods(pair):
     assert names(["jakiro"], num_assistant_tokens=[4, 8]) == ["plain", "jakiro-4", "jakiro-8"]
     assert names(["static", "plain"]) == ["plain", "static"]
     (eagle2,) = [method for method in make_methods(target, draft, ["eagle2"], control=draft) if method.draft]
-    assert eagle2.options["num_assistant_tokens"] == draft.config.num_draft_tokens == 20
-    assert eagle2.tree == {name: getattr(draft.config, name) for name in benchmark.PUBLISHED}
+    assert "num_assistant_tokens" not in eagle2.options
+    shape = {name: getattr(draft.config, name) for name in (*benchmark.PUBLISHED, "batch_trees")}
+    assert eagle2.tree == {**shape, "static_tree": None}
+    assert shape["num_draft_tokens"] == 20
     (published,) = [method for method in make_methods(target, draft, ["published"]) if method.draft]
     with published.ready():
         shape = TreeShape.from_config(draft.config, published.options["num_assistant_tokens"])
@@ -248,8 +285,8 @@ def test_nothing_stays_behind(pair):
     """Neither timers nor the chain's settings."""
     target, draft, tokenizer = pair
     before = [getattr(owner, name) for owner, name, _ in TIMED_METHODS], draft.config.to_dict()
-    Benchmark(target, draft, tokenizer, 8, make_methods(target, draft)).run_prompt(
-        Prompt("a", "1", ("b",)), profile=True
+    Benchmark(target, draft, tokenizer, 8, make_methods(target, draft)).run_prompts(
+        [Prompt("a", "1", ("b",))], profile=True
     )
     with pytest.raises(RuntimeError), ForwardTimer(torch.device("cpu"), TIMED_METHODS, head=target.lm_head).running():
         raise RuntimeError
@@ -261,7 +298,7 @@ def test_nothing_stays_behind(pair):
 def test_turns_follow_the_targets_own_answers(pair):
     target, draft, tokenizer = pair
     bench = Benchmark(target, draft, tokenizer, 8)
-    record = bench.run_prompt(Prompt("a", "1", ("How much is 3 + 4?", "And 5 more?")), temperature=1.0)
+    record = bench.run_prompts([Prompt("a", "1", ("How much is 3 + 4?", "And 5 more?"))], temperature=1.0)
     assert [(r.method, r.turn) for r in record.runs] == [("plain", 0), ("jakiro", 0), ("plain", 1), ("jakiro", 1)]
     first, _, second, also = record.runs
     assert second.prompt_tokens == also.prompt_tokens > first.prompt_tokens + first.new_tokens
@@ -274,12 +311,12 @@ def test_methods_that_cannot_run_are_named(pair, monkeypatch):
     target, draft, tokenizer = pair
     prompts = [Prompt("a", "1", ("Hello",))]
     bench = Benchmark(target, draft, tokenizer, 8, make_methods(target, draft, ["mtp", "jakiro"]))
-    (reason,) = bench.warm_up(prompts).values()
+    (reason,) = bench.warm_up([prompts]).values()
     assert reason.startswith("Could not find `num_mtp_layers`")
     assert [method.name for method in bench.methods] == ["plain", "jakiro"]
     monkeypatch.setattr(benchmark._compat, "check_cache", lambda cache: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        bench.warm_up(prompts)
+        bench.warm_up([prompts])
 
 
 # -- the command -----------------------------------------------------------------------------------------------------
@@ -432,6 +469,70 @@ def test_html_in_a_browser(results, tmp_path):
     assert f"<title>shown {len(PLOTS)}</title>" in shown
 
 
+def test_batches_from_end_to_end(tmp_path, pair, capsys):
+    """Rows of different lengths; one row ends early."""
+    target, _, tokenizer = pair
+    file, folder = tmp_path / "p.jsonl", tmp_path / "out"
+    questions = {"sums": ["What is 3 + 4?", "Tom has 3 apples. He buys 4 more. How many has he now?", "1 + 1?"]}
+    questions["more"] = ["What is 5 * 6?", "How many legs have two dogs?"]
+    questions["few"] = ["Why?"]
+    file.write_text(
+        "".join(
+            json.dumps({"id": number, "task": task, "turns": [text, "And then?"]}) + "\n"
+            for task, texts in questions.items()
+            for number, text in enumerate(texts)
+        )
+    )
+    refused = ["prompt_lookup", "early_exit", "mtp"]
+    options = ["--batch-size", "2", "--control", str(PAIR / "draft"), "--assistant-early-exit", "2", "--methods"]
+    able = ["plain", "jakiro", "published", "adaptive", "chain", "eagle2"]
+    arguments = [*bench_arguments(folder, file), "--max-new-tokens", "60", *options, *able, *refused]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "Left out, as they fill no batch of 2: sums 2, few 0" in out
+    assert "batches of 2 prompts, the first turn of each, 60 new tokens at most" in out
+    assert "cannot run for this target with batches of 2: " in out
+    payload = json.loads((folder / "results.json").read_text())
+    schema = json.loads((Path(report.__file__).parent / "bench" / "results.schema.json").read_text())
+    assert complaints(payload, schema) == []
+    assert [method["name"] for method in payload["methods"] if method["skipped"]] == refused
+    assert payload["provenance"]["arguments"]["batch_size"] == 2
+    assert [(record["id"], record["num_prompts"]) for record in payload["records"]] == [("0+1", 2)] * 2
+    assert {run["method"] for record in payload["records"] for run in record["runs"]} == {*able}
+    for row in payload["summary"]:
+        assert row["identical"] == 1.0
+        assert row["step_ms"]["target"] > 0
+        assert (row["tokens_per_forward"] > 1) == (row["method"] != "plain")
+        assert (row["ceiling"] is None) == (row["method"] == "plain")
+    # the same numbers of tokens as one at a time
+    for record, texts in zip(payload["records"], (questions["sums"][:2], questions["more"]), strict=True):
+        bench = Benchmark(target, pair[1], tokenizer, 60)
+        alone = [bench.answer(bench.methods[0], 0, bench.encode(text))[0] for text in texts]
+        for result in record["runs"]:
+            assert result["new_tokens"] == sum(run.new_tokens for run in alone)
+            assert result["prompt_tokens"] == sum(run.prompt_tokens for run in alone)
+            if result["accept_lengths"] is not None:  # the prefill gives each row a token
+                emitted = 2 + sum(result["accept_lengths"]) + len(result["accept_lengths"])
+                assert emitted == result["new_tokens"]
+
+
+def test_ended_rows_leave_the_measured_batch(pair, monkeypatch):
+    target, draft, tokenizer = pair
+    bench = Benchmark(target, draft, tokenizer, 40)
+    inputs = bench.encode_batch(["What is 3 + 4?", "How many legs have two dogs and three cats?"])
+    assert inputs["attention_mask"].sum(dim=-1).unique().numel() == 2
+    _, rows = bench.answer(bench.methods[0], 0, inputs)
+    early = rows[0][int(inputs["attention_mask"][0].sum()) + 3].item()
+    monkeypatch.setattr(target.generation_config, "eos_token_id", [early])
+    with calls_of(_TreeForward, "select") as leaving:
+        run, rows = bench.answer(bench.methods[1], 0, inputs)
+    _, plain = bench.answer(bench.methods[0], 0, inputs)
+    assert [row.tolist() for row in rows] == [row.tolist() for row in plain]
+    assert len(leaving) == 1
+    assert run.new_tokens < 80
+    assert run.num_drafted_tokens > 0
+
+
 def test_methods_that_cannot_run_are_in_the_report(tmp_path, prompts, capsys):
     assert main(bench_arguments(tmp_path / "out", prompts, "--methods", "mtp", "--tasks", "sums")) == 0
     assert "mtp cannot run for this target: Could not find" in capsys.readouterr().out
@@ -445,15 +546,15 @@ def test_methods_that_cannot_run_are_in_the_report(tmp_path, prompts, capsys):
 
 
 def test_a_stopped_run_goes_on(tmp_path, prompts, monkeypatch, capsys):
-    folder, original, calls = tmp_path / "out", Benchmark.run_prompt, []
+    folder, original, calls = tmp_path / "out", Benchmark.run_prompts, []
 
-    def interrupted(self, prompt, *args, **kwargs):
-        calls.append(prompt.id)
+    def interrupted(self, prompts, *args, **kwargs):
+        calls.append(prompts[0].id)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return original(self, prompt, *args, **kwargs)
+        return original(self, prompts, *args, **kwargs)
 
-    monkeypatch.setattr(Benchmark, "run_prompt", interrupted)
+    monkeypatch.setattr(Benchmark, "run_prompts", interrupted)
     arguments = bench_arguments(folder, prompts, "--methods", "jakiro")
     with pytest.raises(SystemExit) as stop:
         main(arguments)

@@ -4,6 +4,9 @@
 What a drafter gives on this machine, against everything else one could have picked: all methods side by side in one
 process, taking turns on every prompt.
 
+With `batch_size` several prompts of a task are answered at a time, padded on the left; of conversations, the first
+turn alone.
+
 What the figures mean is defined in [`~transformers_jakiro.summary`]; where the time goes is measured in separate runs
 ([`~transformers_jakiro.profiling`]), so that no timer slows down what is compared.
 """
@@ -33,20 +36,22 @@ from transformers import (
 from . import _compat
 from .candidate_generator import TreeShape
 from .deepened import deepen as insert_layers
-from .generation import JakiroGenerateOutput
+from .generation import JakiroGenerateOutput, _Batch
 from .journal import Journal
 from .profiling import (
     TIMED_METHODS,
+    BatchRecorder,
     ForwardTimer,
     StepRecorder,
+    calls_of,
     context_growth,
     parts_of,
     peak_memory,
     reset_peak_memory,
     synchronize,
 )
-from .summary import Profile, PromptRecord, Run, summarize, tokens_per_forward
-from .tasks import Prompt, gather_prompts, read_prompts
+from .summary import Profile, PromptRecord, Run, add_rounding, summarize, tokens_per_forward
+from .tasks import Prompt, gather_prompts, in_batches, read_prompts
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -172,7 +177,7 @@ def make_methods(
     head = target.get_output_embeddings()
 
     def drafted(name: str, drafter: PreTrainedModel, nodes: int | None, **tree: Any) -> Method:
-        kwargs: dict[str, Any] = {"assistant_model": drafter, "return_dict_in_generate": True}
+        kwargs: dict[str, Any] = {"assistant_model": drafter}
         if nodes is not None:
             kwargs["num_assistant_tokens"] = nodes
         description = METHODS[name.partition("-")[0]] + (f", {nodes} nodes" if nodes is not None else "")
@@ -187,23 +192,23 @@ def make_methods(
             compiled = {"cache_implementation": "static", "compile_config": _compat.compile_everywhere()}
             methods.append(Method(name, text, compiled))
         elif name in ("jakiro", "eagle2"):
-            drafter, own_size, tree = draft, None, {}
+            drafter, tree = draft, {}
             if name == "eagle2":
-                drafter, own_size = control, draft.config.num_draft_tokens
-                tree = {field: getattr(draft.config, field) for field in PUBLISHED}
+                drafter, tree = control, {field: getattr(draft.config, field) for field in (*PUBLISHED, "batch_trees")}
+                tree["static_tree"] = None
             several = len(sizes) > 1
             methods += [
-                drafted(f"{name}-{nodes}" if several else name, drafter, nodes, **tree)
-                for nodes in sizes or [own_size]
+                drafted(f"{name}-{nodes}" if several else name, drafter, nodes, **tree) for nodes in sizes or [None]
             ]
         elif name == "published":
-            methods.append(drafted(name, draft, PUBLISHED["num_draft_tokens"], **PUBLISHED, static_tree=None))
+            tree = {**PUBLISHED, "static_tree": None, "batch_trees": None}
+            methods.append(drafted(name, draft, PUBLISHED["num_draft_tokens"], **tree))
         elif name == "adaptive":
             method = drafted(name, draft, sizes[0] if sizes else None)
             schedule = {"num_assistant_tokens_schedule": "heuristic"}
             methods.append(replace(method, options={**method.options, **schedule}))
         elif name == "chain":
-            tree = {"static_tree": None, "tree_top_k": 1, "tree_width": None}
+            tree = {"static_tree": None, "batch_trees": None, "tree_top_k": 1, "tree_width": None}
             methods.append(drafted(name, draft, draft.config.tree_depth, **tree))
         elif name == "prompt_lookup":
             methods.append(Method(name, text, {"prompt_lookup_num_tokens": 10}, modules={"target": target}))
@@ -217,9 +222,14 @@ def make_methods(
     return methods
 
 
-def _silent_conversation(prompt: Prompt) -> list[dict[str, str]]:
-    """A prompt's turns with empty answers between them."""
-    messages = [[{"role": "user", "content": turn}, {"role": "assistant", "content": ""}] for turn in prompt.turns]
+def _turns(prompts: Sequence[Prompt]) -> list[tuple[str, ...]]:
+    """What is asked of them: all turns of a single one, the first ones in a batch."""
+    return [prompts[0].turns] if len(prompts) == 1 else [prompt.turns[:1] for prompt in prompts]
+
+
+def _silent_conversation(turns: Sequence[str]) -> list[dict[str, str]]:
+    """Turns with empty answers between them."""
+    messages = [[{"role": "user", "content": turn}, {"role": "assistant", "content": ""}] for turn in turns]
     return [message for pair in messages for message in pair][:-1]
 
 
@@ -264,20 +274,40 @@ class Benchmark:
             )
         return {name: inputs[name].to(self._device) for name in ("input_ids", "attention_mask")}
 
-    def warm_up(self, prompts: Sequence[Prompt], temperatures: Sequence[float] = (0.0,)) -> dict[str, str]:
+    def encode_batch(self, conversations: Sequence[str | Sequence[Mapping[str, str]]]) -> dict[str, torch.Tensor]:
+        """Several of them, padded on the left: `input_ids` and `attention_mask`, `[B, T]`."""
+        rows = [self.encode(messages) for messages in conversations]
+        width = max(row["input_ids"].shape[1] for row in rows)
+        padding = self.tokenizer.pad_token_id
+        if padding is None:  # masked, so that any token does
+            padding = self.target.generation_config.pad_token_id or 0
+        return {
+            name: torch.cat(
+                [torch.nn.functional.pad(row[name], (width - row[name].shape[1], 0), value=value) for row in rows]
+            )
+            for name, value in (("input_ids", padding), ("attention_mask", 0))
+        }
+
+    def warm_up(self, batches: Sequence[Sequence[Prompt]], temperatures: Sequence[float] = (0.0,)) -> dict[str, str]:
         """
         Lets every method answer the longest prompt with a few tokens, as if with room for the longest conversation:
         static caches do not grow afterwards. Drops the methods that transformers refuses for this target.
 
+        Args:
+            batches: what [`~Benchmark.run_prompts`] is going to be asked.
+
         Returns:
             Why, by the dropped methods' names.
         """
-        conversations = [self.encode(_silent_conversation(prompt)) for prompt in prompts]
-        inputs = max(conversations, key=lambda inputs: inputs["input_ids"].shape[1])
-        start = inputs["input_ids"].shape[1]
+        candidates = [
+            self.encode_batch([_silent_conversation(turns) for turns in _turns(prompts)]) for prompts in batches
+        ]
+        inputs = max(candidates, key=lambda inputs: inputs["input_ids"].shape[1])
+        rows, start = inputs["input_ids"].shape
         # decoded and read again, an answer may take some tokens more
-        room = max(len(prompt.turns) for prompt in prompts) * (self.max_new_tokens + _WARM_UP_TOKENS)
-        enough = [lambda ids, scores: torch.full((1,), ids.shape[1] - start >= _WARM_UP_TOKENS, device=ids.device)]
+        most_turns = max(len(turns) for prompts in batches for turns in _turns(prompts))
+        room = most_turns * (self.max_new_tokens + _WARM_UP_TOKENS)
+        enough = [lambda ids, scores: torch.full((rows,), ids.shape[1] - start >= _WARM_UP_TOKENS, device=ids.device)]
         skipped: dict[str, str] = {}
         num_layers = self.target.config.get_text_config(decoder=True).num_hidden_layers
         for method in self.methods:
@@ -297,38 +327,50 @@ class Benchmark:
         self.methods = [method for method in self.methods if method.name not in skipped]
         return skipped
 
-    def run_prompt(
-        self, prompt: Prompt, temperature: float = 0.0, seed: int = 0, profile: bool = False, first: int = 0
+    def run_prompts(
+        self,
+        prompts: Sequence[Prompt],
+        temperature: float = 0.0,
+        seed: int = 0,
+        profile: bool = False,
+        first: int = 0,
     ) -> PromptRecord:
         """
         Lets all methods answer each turn of a prompt from the same seed and the same context: between the turns stand
-        the answers of plain `generate`.
+        the answers of plain `generate`. Several prompts are a batch, and the first turn of each is answered.
 
         Args:
-            prompt ([`~transformers_jakiro.tasks.Prompt`]): what is asked.
+            prompts (`Sequence[Prompt]`): what is asked, of one task.
             temperature (`float`): 0 is greedy.
             profile (`bool`): run all again, with timers.
             first (`int`): which method begins.
         """
-        record = PromptRecord(prompt.task, prompt.id, temperature, runs=[])
+        record = PromptRecord(*_key(prompts), temperature, runs=[], num_prompts=len(prompts))
         first %= len(self.methods)
         order = self.methods[first:] + self.methods[:first]
-        messages: list[dict[str, str]] = []
-        for turn, text in enumerate(prompt.turns):
-            messages.append({"role": "user", "content": text})
-            inputs = self.encode(messages)
+        conversations: list[list[dict[str, str]]] = [[] for _ in prompts]
+        for turn, texts in enumerate(zip(*_turns(prompts), strict=True)):
+            for messages, text in zip(conversations, texts, strict=True):
+                messages.append({"role": "user", "content": text})
+            inputs = self.encode_batch(conversations)
+            lengths = inputs["attention_mask"].sum(dim=-1).tolist()
             answers = {method.name: self.answer(method, turn, inputs, temperature, seed) for method in order}
             _, plain = answers["plain"]
             for method in self.methods:
-                run, sequence = answers[method.name]
-                run.identical = torch.equal(sequence, plain)
-                if not run.identical and temperature == 0 and self.target.dtype in (torch.bfloat16, torch.float16):
-                    run.rounding = rounding_report(self.target, sequence, run.prompt_tokens)
+                run, rows = answers[method.name]
+                same = [torch.equal(row, expected) for row, expected in zip(rows, plain, strict=True)]
+                run.identical = sum(same) / len(same)
+                if temperature == 0 and self.target.dtype in (torch.bfloat16, torch.float16):
+                    run.rounding = add_rounding(
+                        None if is_same else rounding_report(self.target, row[None], length)
+                        for row, length, is_same in zip(rows, lengths, same, strict=True)
+                    )
                 record.runs.append(run)
             if profile:
                 record.profiles += [self._profile(method, turn, inputs, temperature, seed) for method in self.methods]
-            answer = plain[0, inputs["input_ids"].shape[1] :]
-            messages.append({"role": "assistant", "content": self.tokenizer.decode(answer, skip_special_tokens=True)})
+            for messages, row, length in zip(conversations, plain, lengths, strict=True):
+                answer = self.tokenizer.decode(row[length:], skip_special_tokens=True)
+                messages.append({"role": "assistant", "content": answer})
         return record
 
     def _generate(self, method: Method, inputs: Mapping[str, torch.Tensor], temperature: float, seed: int, **kwargs):
@@ -343,26 +385,28 @@ class Benchmark:
 
     def answer(
         self, method: Method, turn: int, inputs: Mapping[str, torch.Tensor], temperature: float = 0.0, seed: int = 0
-    ) -> tuple[Run, torch.LongTensor]:
+    ) -> tuple[Run, list[torch.LongTensor]]:
         """
         Lets one method answer one turn, without timers inside.
 
         Args:
             turn (`int`): its number, to be noted.
-            inputs: what [`~Benchmark.encode`] gives.
+            inputs: what [`~Benchmark.encode`] or [`~Benchmark.encode_batch`] gives.
 
         Returns:
-            What was measured, and the sequence `[1, T + new]`.
+            What was measured, and each row's prompt and answer without padding.
         """
-        with method.ready():
+        # with `return_dict_in_generate`, which tells what was accepted, ended rows would stay in the batch
+        with method.ready(), calls_of(_Batch, "result") as drafted:
             seconds, output = self._generate(method, inputs, temperature, seed)
-        drafted = isinstance(output, JakiroGenerateOutput)
-        sequence = output.sequences if drafted else output
-        prompt_tokens = inputs["input_ids"].shape[1]
-        run = Run(method.name, turn, prompt_tokens, sequence.shape[1] - prompt_tokens, seconds, identical=True)
-        if drafted:
-            run.accept_lengths, run.num_drafted_tokens = output.accept_lengths[0], output.num_drafted_tokens
-        return run, sequence
+        rows = trim_rows(output, inputs["attention_mask"], self.target.generation_config.eos_token_id)
+        prompt_tokens = int(inputs["attention_mask"].sum())
+        new_tokens = sum(map(len, rows)) - prompt_tokens
+        run = Run(method.name, turn, prompt_tokens, new_tokens, seconds, identical=1.0)
+        for _, batch in drafted:
+            run.accept_lengths = [length for lengths in batch.accept_lengths for length in lengths]
+            run.num_drafted_tokens = batch.num_drafted_tokens
+        return run, rows
 
     def _profile(
         self, method: Method, turn: int, inputs: Mapping[str, torch.Tensor], temperature: float, seed: int
@@ -375,27 +419,47 @@ class Benchmark:
             prefill.update(time=time.perf_counter(), seconds=dict(timer.seconds))
 
         reset_peak_memory(self._device)
-        with method.ready(), timer.running():
+        with method.ready(), timer.running(), calls_of(_Batch, "result") as drafted:
             shape = None
             if method.draft is not None:
                 shape = TreeShape.from_config(method.draft.config, method.options.get("num_assistant_tokens"))
-            recorder = StepRecorder(on_prefill, shape)
+            is_batch = inputs["input_ids"].shape[0] > 1
+            recorder = BatchRecorder(on_prefill) if is_batch else StepRecorder(on_prefill, shape)
             seconds, _ = self._generate(method, inputs, temperature, seed, streamer=recorder)
             end = time.perf_counter()
         decoding = end - prefill["time"]
         spent = {name: value - prefill["seconds"][name] for name, value in timer.seconds.items()}
         in_prefill, *later = recorder.num_tokens
+        accept_lengths = [tokens - 1 for tokens in later]
+        if is_batch and drafted:
+            accept_lengths = max(drafted[0][1].accept_lengths, key=len)
         return Profile(
             method=method.name,
             turn=turn,
             first_token_seconds=seconds - decoding,
             seconds=decoding,
-            accept_lengths=[tokens - 1 for tokens in later],
+            accept_lengths=accept_lengths,
             num_prefill_tokens=in_prefill,
             parts=None if method.modules is None else parts_of(spent, decoding),
             levels=recorder.levels,
             peak_memory=peak_memory(self._device),
         )
+
+
+def trim_rows(
+    sequences: torch.LongTensor, attention_mask: torch.LongTensor, end_tokens: int | Sequence[int] | None
+) -> list[torch.LongTensor]:
+    """
+    The rows `[B, T + new]` of a batch without padding: before the prompt by its mask `[B, T]`, and behind the first
+    end token of the answer.
+    """
+    ends = torch.tensor([end_tokens] if isinstance(end_tokens, int) else list(end_tokens or ()), dtype=torch.long)
+    rows = []
+    for sequence, mask in zip(sequences, attention_mask, strict=True):
+        is_end = torch.isin(sequence[len(mask) :], ends.to(sequence.device)).nonzero()
+        end = len(mask) + int(is_end[0]) + 1 if len(is_end) else len(sequence)
+        rows.append(sequence[len(mask) - int(mask.sum()) : end])
+    return rows
 
 
 @torch.no_grad()
@@ -468,6 +532,7 @@ def run_bench(
     assistant: str | None = None,
     assistant_early_exit: int | None = None,
     num_assistant_tokens: Sequence[int] | None = None,
+    batch_size: int = 1,
     profile: int = 1,
     deepen: int | None = None,
     dtype: str = "bfloat16",
@@ -486,7 +551,9 @@ def run_bench(
         temperature: 0 is greedy.
         tasks, limit: which tasks, and how many prompts of each.
         methods, assistant_early_exit, num_assistant_tokens: see [`make_methods`].
-        profile: prompts of each task to run again with timers.
+        batch_size: prompts of a task that are answered at a time, of conversations the first turns. Prompts that do
+            not fill a batch are left out, and so are methods that take one at a time.
+        profile: prompts (or batches) of each task to run again with timers.
         deepen: layers to give the target by inserting identity layers ([`~transformers_jakiro.deepened.deepen`]).
         output: folder for the report.
         context: lengths at which to measure a step's time, too.
@@ -509,6 +576,7 @@ def run_bench(
     if not console.is_terminal:
         console.width = 150  # a file has room for the whole table
     prompts = gather_prompts(files, tasks, limit) if files or not context else []
+    batches, left_out = in_batches(prompts, batch_size)
     folder = None if output is None else Path(output)
     if folder is not None:
         if folder.is_file():
@@ -529,7 +597,7 @@ def run_bench(
         **models,
     )
     known = [{"name": method.name, "description": method.description} for method in benchmark.methods]
-    jobs = [(value, prompt) for value in temperature for prompt in prompts]
+    jobs = [(value, batch) for value in temperature for batch in batches]
     try:
         _run_jobs(benchmark, journal, jobs, profile, console)
     except KeyboardInterrupt:
@@ -538,7 +606,7 @@ def run_bench(
             console.print("Run the same command again to go on.", end="")
         console.print()
         raise SystemExit(130) from None
-    records = [journal.records[value, prompt.task, prompt.id] for value, prompt in jobs]
+    records = [journal.records[(value, *_key(batch))] for value, batch in jobs]
     skipped = journal.skipped or {}
     payload = {
         "schema_version": report.SCHEMA_VERSION,
@@ -558,7 +626,10 @@ def run_bench(
         console.print(table)
     console.print(escape(report.conditions(payload)), soft_wrap=True)
     for name, reason in skipped.items():
-        console.print(f"[bold]{name}[/bold] cannot run for this target: {escape(reason)}", soft_wrap=True)
+        console.print(f"[bold]{name}[/bold] {report.cannot_run(payload)}: {escape(reason)}", soft_wrap=True)
+    if left_out:
+        names = ", ".join(f"{prompt.task} {prompt.id}" for prompt in left_out)
+        console.print(f"Left out, as they fill no batch of {batch_size}: {escape(names)}", soft_wrap=True)
     if folder is not None:
         missing = report.write_report(folder, payload)
         console.print(
@@ -614,14 +685,14 @@ def load_benchmark(
 def _run_jobs(
     benchmark: Benchmark,
     journal: Journal,
-    jobs: Sequence[tuple[float, Prompt]],
+    jobs: Sequence[tuple[float, Sequence[Prompt]]],
     num_profiled: int,
     console: "Console",
 ) -> None:
-    """Runs what the journal does not hold yet: pairs of a temperature and a prompt."""
+    """Runs what the journal does not hold yet: pairs of a temperature and a batch of prompts."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    left = [job for job in jobs if (job[0], job[1].task, job[1].id) not in journal.records]
+    left = [(value, prompts) for value, prompts in jobs if (value, *_key(prompts)) not in journal.records]
     if not left:
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -629,19 +700,25 @@ def _run_jobs(
         bar = progress.add_task("warm-up", total=len(left))
         if journal.skipped is None:
             temperatures = list(dict.fromkeys(value for value, _ in jobs))
-            journal.skip(benchmark.warm_up([prompt for _, prompt in jobs], temperatures))
+            journal.skip(benchmark.warm_up([prompts for _, prompts in jobs], temperatures))
         else:
             benchmark.methods = [method for method in benchmark.methods if method.name not in journal.skipped]
-            benchmark.warm_up([prompt for _, prompt in left], [left[0][0]])
+            benchmark.warm_up([prompts for _, prompts in left], [left[0][0]])
         seen: dict[tuple[float, str], int] = {}
-        for number, (value, prompt) in enumerate(jobs):
-            index = seen.setdefault((value, prompt.task), 0)
-            seen[value, prompt.task] += 1
-            if (value, prompt.task, prompt.id) in journal.records:
+        for number, (value, prompts) in enumerate(jobs):
+            task, name = _key(prompts)
+            index = seen.setdefault((value, task), 0)
+            seen[value, task] += 1
+            if (value, task, name) in journal.records:
                 continue
-            progress.update(bar, description=f"{prompt.task}, T = {value:g}")
-            journal.add(benchmark.run_prompt(prompt, value, profile=index < num_profiled, first=number))
+            progress.update(bar, description=f"{task}, T = {value:g}")
+            journal.add(benchmark.run_prompts(prompts, value, profile=index < num_profiled, first=number))
             progress.advance(bar)
+
+
+def _key(prompts: Sequence[Prompt]) -> tuple[str, str]:
+    """Task and id of what is answered together."""
+    return prompts[0].task, "+".join(prompt.id for prompt in prompts)
 
 
 def _config(model: PreTrainedModel) -> dict[str, Any]:
@@ -665,4 +742,5 @@ __all__ = [
     "sampling_options",
     "synchronize",
     "tokens_per_forward",
+    "trim_rows",
 ]

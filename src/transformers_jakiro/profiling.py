@@ -110,10 +110,56 @@ class ForwardTimer:
         self._since = now
 
 
-class StepRecorder:
+@contextmanager
+def calls_of(owner: type, name: str) -> Iterator[list[tuple[float, Any]]]:
+    """The calls of a method within it: when each began, and of which object."""
+    original, calls = getattr(owner, name), []
+
+    def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append((time.perf_counter(), self))
+        return original(self, *args, **kwargs)
+
+    setattr(owner, name, noted)
+    try:
+        yield calls
+    finally:
+        setattr(owner, name, original)
+
+
+class BatchRecorder:
+    """
+    A streamer that notes how many tokens came at a time, for each row of a batch as many: the prompt's forward gives
+    one, and each of plain `generate`.
+
+    Args:
+        on_prefill: called once the prompt's forward has given its token.
+    """
+
+    def __init__(self, on_prefill: Callable[[], None]):
+        self._on_prefill = on_prefill
+        self._prompt_seen = False
+        self.num_tokens: list[int] = []  # the prefill's first
+        self.levels: list[dict[str, Any]] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self._prompt_seen:  # `generate` hands over the prompt first
+            self._prompt_seen = True
+            return
+        self._count_tokens(value)
+        if len(self.num_tokens) == 1:
+            self._on_prefill()
+
+    def _count_tokens(self, value: torch.Tensor) -> None:
+        self.num_tokens.append(1)
+
+    def end(self) -> None:
+        pass
+
+
+class StepRecorder(BatchRecorder):
     """
     A streamer that notes how many tokens each forward of the target brought, and how far into the tree each walk went.
-    For every kind of `generate`; of our own loop a [`~transformers_jakiro.StepStreamer`].
+    For every kind of `generate` of one sequence; of our own loop a [`~transformers_jakiro.StepStreamer`].
 
     Args:
         on_prefill: called once the prompt's forward has given its token.
@@ -121,18 +167,11 @@ class StepRecorder:
     """
 
     def __init__(self, on_prefill: Callable[[], None], shape: TreeShape | None = None):
-        self._on_prefill, self._shape = on_prefill, shape
-        self._prompt_seen = False
-        self.num_tokens: list[int] = []  # per forward, the prefill's first
-        self.levels: list[dict[str, Any]] = []
+        super().__init__(on_prefill)
+        self._shape = shape
 
-    def put(self, value: torch.Tensor) -> None:
-        if not self._prompt_seen:  # `generate` hands over the prompt first
-            self._prompt_seen = True
-            return
+    def _count_tokens(self, value: torch.Tensor) -> None:
         self.num_tokens.append(value.numel())
-        if len(self.num_tokens) == 1:
-            self._on_prefill()
 
     def put_step(self, tokens: torch.LongTensor, tree: DraftTree | None, visited: list[int]) -> None:
         self.put(tokens)
@@ -151,9 +190,6 @@ class StepRecorder:
             self.levels.append({"level": level, "branch": branch, "reached": 0, "accepted": 0})
         self.levels[level - 1]["reached"] += 1
         self.levels[level - 1]["accepted"] += accepted
-
-    def end(self) -> None:
-        pass
 
 
 def parts_of(seconds: dict[str, float], total: float) -> dict[str, float]:
@@ -258,8 +294,10 @@ def context_growth(
 
 __all__ = [
     "TIMED_METHODS",
+    "BatchRecorder",
     "ForwardTimer",
     "StepRecorder",
+    "calls_of",
     "context_growth",
     "parts_of",
     "peak_memory",

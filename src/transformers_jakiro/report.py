@@ -19,7 +19,7 @@ from rich.table import Table
 from .files import write_json
 from .summary import PARTS, acceptance_by_branch
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _COLOURS = {
     "plain": "#6e7781",
@@ -45,7 +45,8 @@ _PART_COLOURS = {
 NOTES = (
     "Speed-up: tokens per second over those of plain `generate` on the same prompt, prefill included; median of the "
     "prompts (first to third quartile). Means are of the tasks, each counting the same.",
-    "Tokens per target forward: tokens emitted after the prefill / target forwards after the prefill.",
+    "Tokens per target forward: tokens emitted after the prefill / target forwards after the prefill; in a batch, "
+    "those of a row / those it took part in.",
     "Ceiling: the speed-up if only forwards took time: tokens per target forward × plain target forward / (target "
     "forward over the draft + drafter's forwards). Reached: the speed-up of the same prompts / their ceiling.",
     "Step times are from separate runs with timers inside, which speeds are not.",
@@ -209,21 +210,34 @@ def conditions(payload: dict[str, Any]) -> str:
         f" ({made['commit'][:12]}{'-dirty' if made['commit'].endswith('-dirty') else ''})" if made["commit"] else ""
     )
     arguments = made["arguments"]
+    size = batch_size(payload)
+    prompts = "one prompt at a time" if size == 1 else f"batches of {size} prompts, the first turn of each"
     memories = [row["peak_memory"] for row in payload["summary"] if row["peak_memory"]]
     of_process = [memory for memory in memories if memory["scope"] == "process"]
     memory = ""
     if of_process:  # of all methods together
         memory = f"peak memory of the process {_mebibytes(max(of_process, key=lambda each: each['bytes']))}; "
     return (
-        f"{device}; one prompt at a time, {arguments['max_new_tokens']} new tokens at most per turn; {memory}"
+        f"{device}; {prompts}, {arguments['max_new_tokens']} new tokens at most per turn; {memory}"
         f"transformers {made['transformers']}, torch {made['torch']}, "
         f"transformers_jakiro {made['transformers_jakiro']}{commit}."
     )
 
 
+def batch_size(payload: dict[str, Any]) -> int:
+    """Prompts that were answered at a time; what was measured before batches could be does not say."""
+    return payload["provenance"]["arguments"].get("batch_size", 1)
+
+
+def cannot_run(payload: dict[str, Any]) -> str:
+    """What is said of methods that were left out, before the reason."""
+    size = batch_size(payload)
+    return "cannot run for this target" + (f" with batches of {size}" if size > 1 else "")
+
+
 def _left_out(payload: dict[str, Any]) -> list[str]:
     return [
-        f"{method['name']} ({method['description']}) cannot run for this target: {method['skipped']}"
+        f"{method['name']} ({method['description']}) {cannot_run(payload)}: {method['skipped']}"
         for method in payload["methods"]
         if method["skipped"]
     ]

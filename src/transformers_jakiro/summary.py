@@ -4,7 +4,7 @@
 What is recorded of a generation, and the figures made of it: each defined once, here.
 
 - *tokens per target forward* (τ): see [`tokens_per_forward`];
-- *speed-up* of a prompt: see [`speed_up`]; of a task the median of its prompts, with quartiles;
+- *speed-up* of a prompt, or of a batch of them: see [`speed_up`]; of a task the median of its prompts, with quartiles;
 - *ceiling* of a profiled prompt: see [`ceiling`]; of a task the median. What was *reached* of it is the speed-up of
   that prompt in the runs without timers / its ceiling; of a task the median;
 - *acceptance* of a level: of the trees whose walk came to a node with children on that level, the share of which one
@@ -24,15 +24,16 @@ PARTS = ("drafter", "tree", "target", "verification", "cache", "other")
 @dataclass
 class Run:
     """
-    One method's answer to one turn, without timers inside.
+    One method's answer to one turn, without timers inside; in a batch, its answers to all rows.
 
     Args:
-        prompt_tokens, new_tokens (`int`): tokens of the context and of the answer.
+        prompt_tokens, new_tokens (`int`): tokens of the context and of the answer, up to and with its end token: of
+            all rows together, padding left out.
         seconds (`float`): of the whole call of `generate`.
-        identical (`bool`): whether the answer is that of plain `generate` with the same seed.
+        identical (`float`): share of the rows whose answer is that of plain `generate` with the same seed.
         accept_lengths (`list[int]`, *optional*): drafted tokens accepted in each target forward after the prefill, of
-            our own loop.
-        num_drafted_tokens (`int`, *optional*): sent to the target.
+            our own loop; of a batch, one row after the other, each with the forwards it took part in.
+        num_drafted_tokens (`int`, *optional*): sent to the target, of all rows together.
         rounding (`dict`, *optional*): of greedy answers in half precision that differ: see
             [`~transformers_jakiro.benchmark.rounding_report`].
     """
@@ -42,7 +43,7 @@ class Run:
     prompt_tokens: int
     new_tokens: int
     seconds: float
-    identical: bool
+    identical: float
     accept_lengths: list[int] | None = None
     num_drafted_tokens: int | None = None
     rounding: dict[str, float] | None = None
@@ -56,7 +57,8 @@ class Profile:
     Args:
         first_token_seconds (`float`): until the prompt's forward has given its token.
         seconds (`float`): of what follows.
-        accept_lengths (`list[int]`): tokens less one that each target forward after the prefill emitted.
+        accept_lengths (`list[int]`): tokens less one that each target forward after the prefill emitted; of a batch,
+            for the row that took part in all of them.
         num_prefill_tokens (`int`): tokens that the prefill's forward emitted: more than one where transformers' own
             assisted loop lets it verify a first draft.
         parts (`dict[str, float]`, *optional*): seconds after the prefill by [`PARTS`]; None where no timer fits in.
@@ -77,13 +79,17 @@ class Profile:
 
 @dataclass
 class PromptRecord:
-    """All methods' answers to one prompt at one temperature."""
+    """
+    All methods' answers to one prompt at one temperature, or to `num_prompts` of a task in one batch, whose ids are
+    joined by `+`.
+    """
 
     task: str
     id: str
     temperature: float
     runs: list[Run]
     profiles: list[Profile] = field(default_factory=list)
+    num_prompts: int = 1
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "PromptRecord":
@@ -96,6 +102,8 @@ def tokens_per_forward(accept_lengths: Sequence[int]) -> float:
     """
     τ: tokens emitted after the prefill / target forwards after the prefill. Each such forward emits one token more
     than it accepts, so this is one plus the mean of `accept_lengths`; 1 where there was no such forward.
+
+    In a batch it is per row: tokens emitted by the rows / the sum of the forwards that each took part in.
     """
     return 1 + sum(accept_lengths) / len(accept_lengths) if accept_lengths else 1.0
 
@@ -180,7 +188,7 @@ def _task_row(records: Sequence[PromptRecord], task: str, temperature: float, me
         "task": task,
         "temperature": temperature,
         "method": method,
-        "prompts": len(records),
+        "prompts": sum(record.num_prompts for record in records),
         "tokens_per_second": tokens_per_second(flat),
         "speed_up": {"median": statistics.median(ratios), "q1": lower, "q3": upper},
         "tokens_per_forward": tau,
@@ -192,7 +200,7 @@ def _task_row(records: Sequence[PromptRecord], task: str, temperature: float, me
         "levels": _add_levels(profile.levels for profile in profiles),
         "peak_memory": max(memory, key=lambda each: each["bytes"]) if memory else None,
         "identical": sum(run.identical for run in flat) / len(flat),
-        "rounding": _add_rounding(run.rounding for run in flat),
+        "rounding": add_rounding(run.rounding for run in flat),
     }
 
 
@@ -225,7 +233,7 @@ def _mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         **{name: mean(row[name] for row in rows) for name in ("ceiling", "ceiling_reached", "identical")},
         "levels": _add_levels(row["levels"] for row in rows),
         "peak_memory": max(memory, key=lambda each: each["bytes"]) if memory else None,
-        "rounding": _add_rounding(row["rounding"] for row in rows),
+        "rounding": add_rounding(row["rounding"] for row in rows),
     }
 
 
@@ -253,7 +261,7 @@ def _add_levels(profiles: Iterable[Sequence[dict[str, Any]]]) -> list[dict[str, 
     return [totals[key] for key in sorted(totals)]
 
 
-def _add_rounding(reports: Iterable[dict[str, float] | None]) -> dict[str, float] | None:
+def add_rounding(reports: Iterable[dict[str, float] | None]) -> dict[str, float] | None:
     """Tokens and differing ones added up, the largest of the gaps."""
     found = [report for report in reports if report is not None]
     if not found:
@@ -262,4 +270,14 @@ def _add_rounding(reports: Iterable[dict[str, float] | None]) -> dict[str, float
     return {**sums, "largest_gap": max(report["largest_gap"] for report in found)}
 
 
-__all__ = ["PARTS", "Profile", "PromptRecord", "Run", "ceiling", "speed_up", "summarize", "tokens_per_forward"]
+__all__ = [
+    "PARTS",
+    "Profile",
+    "PromptRecord",
+    "Run",
+    "add_rounding",
+    "ceiling",
+    "speed_up",
+    "summarize",
+    "tokens_per_forward",
+]

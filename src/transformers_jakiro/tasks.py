@@ -85,4 +85,33 @@ def gather_prompts(
     return chosen
 
 
-__all__ = ["Prompt", "gather_prompts", "read_prompts"]
+def in_batches(prompts: Sequence[Prompt], batch_size: int) -> tuple[list[list[Prompt]], list[Prompt]]:
+    """
+    The prompts of each task, `batch_size` at a time.
+
+    Returns:
+        The batches, and what is left out: less than a batch of each task, so that every figure is of full batches.
+
+    Raises:
+        ValueError: if `batch_size` is below 1, or no task has as many prompts.
+    """
+    if batch_size < 1:
+        raise ValueError(f"`--batch-size` must be at least 1, got {batch_size}.")
+    tasks: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        tasks.setdefault(prompt.task, []).append(prompt)
+    batches, left_out = [], []
+    for of_task in tasks.values():
+        end = len(of_task) - len(of_task) % batch_size
+        batches += [of_task[start : start + batch_size] for start in range(0, end, batch_size)]
+        left_out += of_task[end:]
+    if prompts and not batches:
+        counts = ", ".join(f"{task} {len(of_task)}" for task, of_task in tasks.items())
+        raise ValueError(
+            f"`--batch-size {batch_size}` needs as many prompts of a task, which none has: {counts}. Give files with "
+            "more prompts, or a smaller batch."
+        )
+    return batches, left_out
+
+
+__all__ = ["Prompt", "gather_prompts", "in_batches", "read_prompts"]

@@ -13,18 +13,21 @@ Finds the tree that is fastest on this machine, for a target and its drafter.
 4. *Choice.* Tokens per second = (tokens per step) / (time per step), as the replay and the costs predict it. The best
    few, the published tree and the drafter's own then answer the prompts, taking turns; the fastest wins.
 
+For batches the costs are those of as many rows, and the finalists answer batches.
+
 The result depends on the machine, on the precision and on what else runs: tune where the drafter will work.
 """
 
 import itertools
 import json
+import math
 import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -32,14 +35,18 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, Pr
 
 from .benchmark import METHODS, PUBLISHED, Benchmark, Method, load_benchmark, provenance, sampling_options
 from .candidate_generator import JakiroCandidateGenerator, TreeShape
+from .configuration_jakiro import JakiroDraftConfig
 from .coupling import SamplingCoupling, can_couple, random_state, set_random_state
 from .files import write_json
 from .generation import _TreeForward
-from .profiling import StepClock, synchronize
+from .profiling import calls_of, synchronize
 from .summary import Run, tokens_per_forward, tokens_per_second
 from .target import Target
 from .tasks import gather_prompts
 from .tree import DraftTree
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 DEPTHS = (2, 3, 4, 5, 6, 7)
 WIDTHS = (2, 4, 8)
@@ -64,18 +71,17 @@ class Shape:
         )
 
     @classmethod
-    def of(cls, config: Any) -> "Shape":
-        """The shape in a drafter's config."""
-        return cls(
-            config.tree_depth, config.tree_width or config.tree_top_k, config.num_draft_tokens, config.tree_top_k
-        )
+    def of(cls, config: JakiroDraftConfig, batch_size: int = 1) -> "Shape":
+        """The shape in a drafter's config for a batch size."""
+        return cls(**config.tree_fields(batch_size))
 
     def method(self, draft: PreTrainedModel) -> Method:
         """Generating with such trees of a drafter."""
-        options = {"assistant_model": draft, "return_dict_in_generate": True}
+        options: dict[str, Any] = {"assistant_model": draft}
         # else the target's generation config could say how many
         options["num_assistant_tokens"] = self.num_draft_tokens
-        return Method(str(self), METHODS["jakiro"], options, draft, asdict(self))
+        tree = {**asdict(self), "batch_trees": None}
+        return Method(str(self), METHODS["jakiro"], options, draft, tree)
 
 
 @dataclass
@@ -195,9 +201,7 @@ class Replay:
             vocab_size = self._draft.config.vocab_size
             coupling = SamplingCoupling(answer.temperature, answer.logits_processor, vocab_size, device)
         sampling_temperature = answer.temperature if coupling is None else 0.0
-        shape = TreeShape.from_config(self._draft.config, sampling_temperature=sampling_temperature)
-        all_nodes = TOP_K * (1 + (depth - 1) * width)
-        shape = replace(shape, depth=depth, width=width, top_k=TOP_K, num_draft_tokens=all_nodes, static_tree=None)
+        shape = whole_tree(self._draft.config, depth, width, sampling_temperature)
         generator = JakiroCandidateGenerator(self._draft, self._target, shape, coupling=coupling)
         embeddings = generator.target.embed(answer.input_ids)
         tokens = answer.input_ids[0].tolist()
@@ -231,6 +235,13 @@ class Replay:
         return lengths
 
 
+def whole_tree(config: JakiroDraftConfig, depth: int, width: int, sampling_temperature: float) -> TreeShape:
+    """The shape of trees with all of their candidates."""
+    shape = TreeShape.from_config(config, sampling_temperature=sampling_temperature)
+    all_nodes = TOP_K * (1 + (depth - 1) * width)
+    return replace(shape, depth=depth, width=width, top_k=TOP_K, num_draft_tokens=all_nodes, static_tree=None)
+
+
 def path_ranks(tree: DraftTree, following: Sequence[int]) -> list[int]:
     """The ranks of a text's tokens among a tree's candidates, as far as they are in the tree."""
     if tree.scores is None:  # the root alone
@@ -251,43 +262,78 @@ def path_ranks(tree: DraftTree, following: Sequence[int]) -> list[int]:
 
 
 @torch.no_grad()
+def draft_costs(
+    target: PreTrainedModel,
+    draft: PreTrainedModel,
+    answer: Answer,
+    shapes: Sequence[tuple[int, int]],
+    batch_size: int,
+    rounds: int = 3,
+) -> dict[tuple[int, int], float]:
+    """
+    Median seconds of growing greedy trees of `shapes` (depth and width) for a batch whose rows are all the same
+    answer, the shapes taking turns.
+    """
+    view, text = Target(target, draft.config.feature_layers), answer.input_ids.expand(batch_size, -1)
+    features = answer.features.expand(batch_size, -1, -1)[:, :-1]
+    embeddings = view.embed(text[:, :-1])
+    generators = {
+        shape: JakiroCandidateGenerator(draft, view, whole_tree(draft.config, *shape, sampling_temperature=0.0))
+        for shape in shapes
+    }
+    for generator in generators.values():
+        generator.observe(features, embeddings)
+    seconds: dict[tuple[int, int], list[float]] = {shape: [] for shape in shapes}
+    for _ in range(rounds + 1):
+        for shape, generator in generators.items():
+            synchronize(generator.device)
+            start = time.perf_counter()
+            generator.propose(text[:, -1])
+            synchronize(generator.device)
+            seconds[shape].append(time.perf_counter() - start)
+            generator.observe(features[:, -1:], embeddings[:, -1:])
+    return {shape: statistics.median(times[1:]) for shape, times in seconds.items()}  # the first one read the answer
+
+
+@torch.no_grad()
 def target_costs(
     target: PreTrainedModel, input_ids: torch.LongTensor, sizes: Sequence[int], rounds: int = 7
 ) -> dict[int, float]:
     """
-    Median seconds of the target's forward over trees of `sizes` nodes (the root included) below a text `[1, T]`, the
+    Median seconds of the target's forward over trees of `sizes` nodes (the root included) below texts `[B, T]`, the
     sizes taking turns.
     """
+    batch_size, prompt_length = input_ids.shape
     cache = DynamicCache(config=target.config)
     target(input_ids, past_key_values=cache, logits_to_keep=1)
     view, device = Target(target), input_ids.device
-    forward = _TreeForward(view, cache, GenerationConfig(), {}, batch_size=1, prompt_length=input_ids.shape[1])
+    forward = _TreeForward(view, cache, GenerationConfig(), {}, batch_size, prompt_length)
     seconds: dict[int, list[float]] = {size: [] for size in sizes}
     for _ in range(rounds + 1):
         for size in sizes:
-            parents = torch.zeros((1, size), dtype=torch.long, device=device)
-            tree = DraftTree(input_ids[:, :1].expand(1, size).contiguous(), parents, max_depth=1)
+            parents = torch.zeros((batch_size, size), dtype=torch.long, device=device)
+            tree = DraftTree(input_ids[:, :1].expand(-1, size).contiguous(), parents, max_depth=1)
             synchronize(device)
             start = time.perf_counter()
             forward.run(tree)
             synchronize(device)
             seconds[size].append(time.perf_counter() - start)
-            forward.keep([[]])
+            forward.keep([[]] * batch_size)
     forward.close()
     return {size: statistics.median(times[1:]) for size, times in seconds.items()}
 
 
 def predictions(
-    costs: Costs, replay: Replay, ranks: dict[tuple[int, int], list[list[int]]]
+    costs: Costs, replay: Replay, ranks: dict[tuple[int, int], list[list[int]]], batch_size: int = 1
 ) -> list[tuple[float, Shape]]:
-    """Predicted tokens per second of all shapes, the fastest first."""
+    """Predicted tokens per second of all shapes, all rows of a batch together, the fastest first."""
     found = []
     for (depth, width), rows in ranks.items():
         most = min(MAX_NODES, TOP_K * (1 + (depth - 1) * width))
         for num_draft_tokens in range(1, most + 1):
             lengths = replay.accepted_lengths(rows, num_draft_tokens)
             seconds = costs.step_seconds(depth, width, num_draft_tokens)
-            speed = (1 + statistics.fmean(lengths)) / seconds
+            speed = batch_size * (1 + statistics.fmean(lengths)) / seconds
             found.append((speed, Shape(depth, width, num_draft_tokens)))
     return sorted(found, key=lambda pair: -pair[0])
 
@@ -325,15 +371,17 @@ def measure(
     temperatures: Sequence[float],
     shapes: Sequence[Shape],
     advance: Callable[[], None] = lambda: None,
+    batch_size: int = 1,
 ) -> list[Measured]:
     """
-    Lets plain `generate` and each shape answer each prompt at each temperature, taking turns. The drafter's config is
-    left as it was.
+    Lets plain `generate` and each shape answer each prompt, or each batch of them, at each temperature, taking turns.
+    The drafter's config is left as it was.
     """
     results = [Measured(shape) for shape in (None, *shapes)]
     methods = [Method("plain", METHODS["plain"]), *(shape.method(benchmark.draft) for shape in shapes)]
-    for number, (temperature, prompt) in enumerate(itertools.product(temperatures, prompts)):
-        inputs = benchmark.encode(prompt)
+    batches = full_batches(prompts, batch_size)
+    for number, (temperature, batch) in enumerate(itertools.product(temperatures, batches)):
+        inputs = benchmark.encode_batch(batch)
         for index in range(len(results)):  # each takes its turn at being the first
             turn = (index + number) % len(results)
             run, _ = benchmark.answer(methods[turn], 0, inputs, temperature)
@@ -342,34 +390,44 @@ def measure(
     return results
 
 
-def step_seconds(benchmark: Benchmark, prompt: str, shape: Shape) -> float:
-    """Median seconds of a step of a greedy generation, but for the first, in which the drafter reads the prompt."""
-    method, marks = shape.method(benchmark.draft), []
-    with method.ready():
+def full_batches(prompts: Sequence[str], batch_size: int) -> list[list[str]]:
+    """All prompts in batches of this size; the first ones once more to fill the last."""
+    endless = itertools.cycle(prompts)
+    return [list(itertools.islice(endless, batch_size)) for _ in range(math.ceil(len(prompts) / batch_size))]
+
+
+def step_seconds(benchmark: Benchmark, prompts: Sequence[str], shape: Shape) -> float:
+    """
+    Median seconds of a step of a greedy generation for a batch of prompts, from one forward of the target to the next.
+    """
+    method = shape.method(benchmark.draft)
+    with method.ready(), calls_of(_TreeForward, "run") as forwards:
         benchmark.target.generate(
-            **benchmark.encode(prompt),
+            **benchmark.encode_batch(prompts),
             **method.options,
-            streamer=StepClock(lambda: marks.append(time.perf_counter())),
             do_sample=False,
             max_new_tokens=max(benchmark.max_new_tokens, 32),
         )
-    steps = [after - before for before, after in itertools.pairwise(marks[1:])]
+    steps = [after - before for (before, _), (after, _) in itertools.pairwise(forwards)]
     return statistics.median(steps) if steps else 0.0
 
 
 @dataclass
 class Tuning:
     """
-    Result of [`tune`].
+    Result of [`tune`] for one batch size.
 
     Args:
-        best ([`Shape`]): the fastest as measured, never slower than the published one in this run.
+        batch_size (`int`): sequences that are generated at a time.
+        best ([`Shape`]): the fastest as measured, never slower than the published one in this run; the smallest of
+            those measured if plain `generate` is faster than all.
         measured (`list[Measured]`): plain `generate`, then the shapes of the last round, the published one and the
             drafter's own among them.
         predicted (`dict[Shape, float]`): tokens per second by replay and costs, of those that could be predicted.
         costs ([`Costs`]): what the prediction is made of.
     """
 
+    batch_size: int
     best: Shape
     measured: list[Measured]
     predicted: dict[Shape, float]
@@ -378,6 +436,11 @@ class Tuning:
     @property
     def plain(self) -> Measured:
         return self.measured[0]
+
+    @property
+    def pays(self) -> bool:
+        """Whether some tree was at least as fast as plain `generate`."""
+        return max(result.tokens_per_second for result in self.measured[1:]) >= self.plain.tokens_per_second
 
     def of(self, shape: Shape) -> Measured:
         """What a shape of the last round gave."""
@@ -392,9 +455,11 @@ def tune(
     widths: Sequence[int] = WIDTHS,
     num_finalists: int = 4,
     progress: Callable[[str, int, int], None] = lambda phase, done, total: None,
-) -> Tuning:
+    *,
+    batch_sizes: Sequence[int] = (1,),
+) -> list[Tuning]:
     """
-    Finds the fastest tree; see the module's docstring. Changes no config.
+    Finds the fastest tree for each batch size; see the module's docstring. Changes no config.
 
     Args:
         benchmark ([`Benchmark`]): the models; its `max_new_tokens` limit each answer.
@@ -402,11 +467,15 @@ def tune(
         depths, widths: trees to replay, each with up to 96 nodes and 32 children per node.
         num_finalists (`int`): shapes to measure, besides the published and the present one.
         progress: called with the phase, what is done of it and all of it.
+        batch_sizes: sequences that are generated at a time.
 
     Raises:
-        ValueError: if the answers are too short to tell anything, or the drafter has a fixed tree.
+        ValueError: if a batch size is below 1, the answers are too short to tell anything, or the drafter has a fixed
+            tree.
     """
     target, draft = benchmark.target, benchmark.draft
+    if not batch_sizes or min(batch_sizes) < 1:
+        raise ValueError(f"`--batch-size` must be at least 1, got {[*batch_sizes]}.")
     if draft.config.static_tree is not None:
         raise ValueError(
             "The drafter has a fixed tree (`static_tree`), so there is nothing to choose. Set "
@@ -437,26 +506,71 @@ def tune(
             ranks[shape].append(next(rows))
         progress("replaying", position + 1, replay.num_positions)
 
-    present, published = Shape.of(draft.config), Shape(**PUBLISHED)
     longest = max(answers, key=lambda answer: answer.input_ids.shape[1])
+    results = []
+    for batch_size in batch_sizes:
+        costs = measure_costs(benchmark, prompts, replay, longest, shapes, batch_size)
+        ranked = predictions(costs, replay, ranks, batch_size)
+        finalists = [Shape(**PUBLISHED), Shape.of(draft.config, batch_size), *shortlist(ranked, num_finalists)]
+        if ranked[0][0] < batch_size / costs.target_seconds(1):  # plain `generate` may be faster than any tree
+            finalists.append(Shape(min(depths), min(widths), num_draft_tokens=1))
+        finalists = list(dict.fromkeys(finalists))
+        phase = "measuring" if batch_size == 1 else f"measuring, {batch_size} at a time"
+        total = len(full_batches(prompts, batch_size)) * len(temperatures) * (len(finalists) + 1)
+        done = itertools.count(1)
+        measured = measure(
+            *(benchmark, prompts, temperatures, finalists),
+            advance=lambda phase=phase, done=done, total=total: progress(phase, next(done), total),
+            batch_size=batch_size,
+        )
+        results.append(choose(batch_size, measured, ranked, costs))
+    return results
+
+
+def measure_costs(
+    benchmark: Benchmark,
+    prompts: Sequence[str],
+    replay: Replay,
+    answer: Answer,
+    shapes: Sequence[tuple[int, int]],
+    batch_size: int,
+) -> Costs:
+    """
+    What steps of a batch cost.
+
+    Args:
+        prompts: to generate for.
+        replay ([`Replay`]): of `shapes` (depths and widths), for what growing a tree for one sequence has cost.
+        answer ([`Answer`]): the text below which forwards are timed.
+    """
     sizes = [size for size in TREE_SIZES if size <= MAX_NODES + 1]
-    costs = Costs(
-        draft={shape: statistics.median(seconds) for shape, seconds in replay.seconds.items()},
-        target=target_costs(target, longest.input_ids, sizes),
-        rest=0.0,
-    )
+    if batch_size == 1:
+        draft_seconds = {shape: statistics.median(seconds) for shape, seconds in replay.seconds.items()}
+        rounds = 7
+    else:
+        draft_seconds = draft_costs(benchmark.target, benchmark.draft, answer, shapes, batch_size)
+        rounds = 3
+    texts = answer.input_ids.expand(batch_size, -1)
+    costs = Costs(draft_seconds, target_costs(benchmark.target, texts, sizes, rounds), rest=0.0)
     # what a step takes besides: from one shape whose steps are timed and predicted
     reference = Shape(*max(costs.draft), num_draft_tokens=24)
     predicted_seconds = costs.step_seconds(reference.tree_depth, reference.tree_width, reference.num_draft_tokens)
-    costs.rest = max(0.0, step_seconds(benchmark, prompts[0], reference) - predicted_seconds)
+    batch = full_batches(prompts, batch_size)[0]
+    costs.rest = max(0.0, step_seconds(benchmark, batch, reference) - predicted_seconds)
+    return costs
 
-    ranked = predictions(costs, replay, ranks)
-    finalists = list(dict.fromkeys((published, present, *shortlist(ranked, num_finalists))))
-    total = len(prompts) * len(temperatures) * (len(finalists) + 1)
-    done = itertools.count(1)
-    measured = measure(benchmark, prompts, temperatures, finalists, lambda: progress("measuring", next(done), total))
-    best = max(measured[1:], key=lambda result: result.tokens_per_second)
-    return Tuning(best.shape, measured, {shape: speed for speed, shape in ranked if shape in finalists}, costs)
+
+def choose(
+    batch_size: int, measured: Sequence[Measured], ranked: Sequence[tuple[float, Shape]], costs: Costs
+) -> Tuning:
+    """The result: the fastest shape, or the smallest one where none pays."""
+    finalists = [result.shape for result in measured[1:]]
+    predicted = {shape: speed for speed, shape in ranked if shape in finalists}
+    best = max(measured[1:], key=lambda result: result.tokens_per_second).shape
+    result = Tuning(batch_size, best, list(measured), predicted, costs)
+    if not result.pays:
+        result.best = min(finalists, key=lambda shape: (shape.num_draft_tokens, shape.tree_depth, shape.tree_width))
+    return result
 
 
 def run_tune(
@@ -471,9 +585,11 @@ def run_tune(
     deepen: int | None = None,
     output: str | None = None,
     report: str | None = None,
-) -> Tuning:
+    batch_size: Sequence[int] = (1,),
+) -> list[Tuning]:
     """
-    The `jakiro tune` command: finds the fastest tree, prints what was measured, and writes it to the drafter's config.
+    The `jakiro tune` command: finds the fastest tree for each batch size, prints what was measured, and writes it to
+    the drafter's config.
 
     Args:
         files: prompts; default: those that ship.
@@ -481,14 +597,15 @@ def run_tune(
         deepen: layers to give the target by inserting identity layers ([`~transformers_jakiro.deepened.deepen`]).
         output: folder for a copy of the drafter with its new trees; default: `draft`, whose config.json is changed.
         report: JSON file for all figures.
+        batch_size: sequences that are generated at a time. The tree for 1 becomes the drafter's own, those for others
+            its `batch_trees`.
 
     Raises:
-        ValueError: if `draft` is no folder and there is no `output`, or it is a PEFT adapter.
+        ValueError: if a batch size is below 1, `draft` is no folder and there is no `output`, or it is a PEFT adapter.
     """
     arguments = {name: value for name, value in locals().items() if name not in ("output", "report")}
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    from rich.table import Table
 
     if output is None and not Path(draft).is_dir():
         raise ValueError(
@@ -515,8 +632,47 @@ def run_tune(
                 phases[phase] = bars.add_task(phase, total=total)
             bars.update(phases[phase], completed=done)
 
-        result = tune(benchmark, prompts, temperature, progress=progress)
-    table = Table(title=f"{label}, {len(prompts)} prompts, T = {', '.join(f'{value:g}' for value in temperature)}")
+        sizes = sorted(set(batch_size))
+        results = tune(benchmark, prompts, temperature, progress=progress, batch_sizes=sizes)
+    title = f"{label}, {len(prompts)} prompts, T = {', '.join(f'{value:g}' for value in temperature)}"
+    for result in results:
+        console.print(_table(result, title))
+        if not result.pays:
+            of_batch = "" if result.batch_size == 1 else f" for batches of {result.batch_size}"
+            console.print(f"On this machine plain generate is faster than any tree of this drafter{of_batch}.")
+    if output is not None:
+        folder = Path(shutil.copytree(folder, output, dirs_exist_ok=True))
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    write_json(folder / "config.json", with_trees(content, results))
+    for result in results:
+        kind = "fastest" if result.pays else "smallest"
+        of_batch = "" if result.batch_size == 1 else f" for batches of {result.batch_size} or more"
+        console.print(f"Saved the {kind} tree{of_batch} to {output or draft}: {result.best}")
+    if report is not None:
+        write_json(Path(report), to_json(results, **arguments))
+        console.print(f"Saved {report}")
+    return results
+
+
+def with_trees(config: dict[str, Any], results: Sequence[Tuning]) -> dict[str, Any]:
+    """A drafter's config.json with the trees that were found; those for other batch sizes stay."""
+    config = dict(config)
+    batch_trees = dict(config.get("batch_trees") or {})
+    for result in results:
+        if result.batch_size == 1:
+            config.update(asdict(result.best))
+        else:
+            batch_trees[str(result.batch_size)] = asdict(result.best)
+    if batch_trees:
+        config["batch_trees"] = dict(sorted(batch_trees.items(), key=lambda item: int(item[0])))
+    return config
+
+
+def _table(result: Tuning, title: str) -> "Table":
+    """What was measured for one batch size, for a terminal."""
+    from rich.table import Table
+
+    table = Table(title=title if result.batch_size == 1 else f"{title}, batches of {result.batch_size}")
     table.add_column("tree", no_wrap=True)
     for column in ("tokens/s", "speed-up", "x published", "tokens/forward", "predicted tokens/s"):
         table.add_column(column, justify="right")
@@ -531,25 +687,20 @@ def run_tune(
             f"{measured.tokens_per_forward:.2f}",
             "-" if predicted is None else f"{predicted:.1f}",
         )
-    console.print(table)
-    if result.of(result.best).tokens_per_second < result.plain.tokens_per_second:
-        console.print("On this machine plain generate is faster than any tree of this drafter.")
-    if output is not None:
-        folder = Path(shutil.copytree(folder, output, dirs_exist_ok=True))
-    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    write_json(folder / "config.json", {**content, **asdict(result.best)})
-    console.print(f"Saved the fastest tree to {output or draft}: {result.best}")
-    if report is not None:
-        write_json(Path(report), to_json(result, **arguments))
-        console.print(f"Saved {report}")
-    return result
+    return table
 
 
-def to_json(result: Tuning, **arguments: Any) -> dict[str, Any]:
-    """All figures with their provenance."""
+def to_json(results: Sequence[Tuning], **arguments: Any) -> dict[str, Any]:
+    """All figures with their provenance: those of the first batch size, and of further ones in `batches`."""
+    first, *others = map(_figures, results)
+    return {"provenance": provenance(**arguments), **first, "batches": others}
+
+
+def _figures(result: Tuning) -> dict[str, Any]:
     return {
-        "provenance": provenance(**arguments),
+        "batch_size": result.batch_size,
         "best": asdict(result.best),
+        "pays": result.pays,
         "measured": [
             {
                 "tree": None if measured.shape is None else asdict(measured.shape),
