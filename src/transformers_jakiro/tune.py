@@ -419,8 +419,8 @@ class Tuning:
 
     Args:
         batch_size (`int`): sequences that are generated at a time.
-        best ([`Shape`]): the fastest as measured, never slower than the published one in this run; the smallest of
-            those measured if plain `generate` is faster than all.
+        best ([`Shape`]): the fastest as measured, never slower than the published one in this run, though plain
+            `generate` may be faster than it.
         measured (`list[Measured]`): plain `generate`, then the shapes of the last round, the published one and the
             drafter's own among them.
         predicted (`dict[Shape, float]`): tokens per second by replay and costs, of those that could be predicted.
@@ -439,8 +439,8 @@ class Tuning:
 
     @property
     def pays(self) -> bool:
-        """Whether some tree was at least as fast as plain `generate`."""
-        return max(result.tokens_per_second for result in self.measured[1:]) >= self.plain.tokens_per_second
+        """Whether the fastest tree was at least as fast as plain `generate`."""
+        return self.of(self.best).tokens_per_second >= self.plain.tokens_per_second
 
     def of(self, shape: Shape) -> Measured:
         """What a shape of the last round gave."""
@@ -512,7 +512,7 @@ def tune(
         costs = measure_costs(benchmark, prompts, replay, longest, shapes, batch_size)
         ranked = predictions(costs, replay, ranks, batch_size)
         finalists = [Shape(**PUBLISHED), Shape.of(draft.config, batch_size), *shortlist(ranked, num_finalists)]
-        if ranked[0][0] < batch_size / costs.target_seconds(1):  # plain `generate` may be faster than any tree
+        if batch_size > 1:  # where no tree may pay, the one that loses least
             finalists.append(Shape(min(depths), min(widths), num_draft_tokens=1))
         finalists = list(dict.fromkeys(finalists))
         phase = "measuring" if batch_size == 1 else f"measuring, {batch_size} at a time"
@@ -523,7 +523,9 @@ def tune(
             advance=lambda phase=phase, done=done, total=total: progress(phase, next(done), total),
             batch_size=batch_size,
         )
-        results.append(choose(batch_size, measured, ranked, costs))
+        best = max(measured[1:], key=lambda result: result.tokens_per_second).shape
+        predicted = {shape: speed for speed, shape in ranked if shape in finalists}
+        results.append(Tuning(batch_size, best, measured, predicted, costs))
     return results
 
 
@@ -558,19 +560,6 @@ def measure_costs(
     batch = full_batches(prompts, batch_size)[0]
     costs.rest = max(0.0, step_seconds(benchmark, batch, reference) - predicted_seconds)
     return costs
-
-
-def choose(
-    batch_size: int, measured: Sequence[Measured], ranked: Sequence[tuple[float, Shape]], costs: Costs
-) -> Tuning:
-    """The result: the fastest shape, or the smallest one where none pays."""
-    finalists = [result.shape for result in measured[1:]]
-    predicted = {shape: speed for speed, shape in ranked if shape in finalists}
-    best = max(measured[1:], key=lambda result: result.tokens_per_second).shape
-    result = Tuning(batch_size, best, list(measured), predicted, costs)
-    if not result.pays:
-        result.best = min(finalists, key=lambda shape: (shape.num_draft_tokens, shape.tree_depth, shape.tree_width))
-    return result
 
 
 def run_tune(
@@ -645,9 +634,8 @@ def run_tune(
     content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     write_json(folder / "config.json", with_trees(content, results))
     for result in results:
-        kind = "fastest" if result.pays else "smallest"
         of_batch = "" if result.batch_size == 1 else f" for batches of {result.batch_size} or more"
-        console.print(f"Saved the {kind} tree{of_batch} to {output or draft}: {result.best}")
+        console.print(f"Saved the fastest tree{of_batch} to {output or draft}: {result.best}")
     if report is not None:
         write_json(Path(report), to_json(results, **arguments))
         console.print(f"Saved {report}")
