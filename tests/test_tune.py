@@ -231,6 +231,8 @@ def test_predictions_are_of_all_rows():
 
 
 def test_what_cannot_be_tuned(tmp_path, benchmark, prompts, monkeypatch, capsys):
+    assert main(["tune", "--target", "a", "--draft", "b", "--batch-size", "0"]) == 1
+    assert "`--batch-size` must be at least 1, got [0]" in capsys.readouterr().err
     for draft, message in (("org/drafter", "`--output`"), (str(tmp_path), "no config.json")):
         assert main(["tune", "--target", str(PAIR / "target"), "--draft", draft]) == 1
         assert message in capsys.readouterr().err

@@ -474,8 +474,7 @@ def tune(
             tree.
     """
     target, draft = benchmark.target, benchmark.draft
-    if not batch_sizes or min(batch_sizes) < 1:
-        raise ValueError(f"`--batch-size` must be at least 1, got {[*batch_sizes]}.")
+    check_batch_sizes(batch_sizes)
     if draft.config.static_tree is not None:
         raise ValueError(
             "The drafter has a fixed tree (`static_tree`), so there is nothing to choose. Set "
@@ -527,6 +526,12 @@ def tune(
         predicted = {shape: speed for speed, shape in ranked if shape in finalists}
         results.append(Tuning(batch_size, best, measured, predicted, costs))
     return results
+
+
+def check_batch_sizes(batch_sizes: Sequence[int]) -> None:
+    """Raises a `ValueError` for sizes that no batch has."""
+    if not batch_sizes or min(batch_sizes) < 1:
+        raise ValueError(f"`--batch-size` must be at least 1, got {[*batch_sizes]}. Give 1 for single sequences.")
 
 
 def measure_costs(
@@ -596,6 +601,7 @@ def run_tune(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    check_batch_sizes(batch_size)
     if output is None and not Path(draft).is_dir():
         raise ValueError(
             f"`--draft` {draft} is no folder, so its config cannot be changed in place. Give `--output`, a folder for "
