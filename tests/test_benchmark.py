@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -531,6 +532,32 @@ def test_ended_rows_leave_the_measured_batch(pair, monkeypatch):
     assert len(leaving) == 1
     assert run.new_tokens < 80
     assert run.num_drafted_tokens > 0
+
+
+def test_rows_that_differ_in_half_precision(pair, monkeypatch):
+    """Each is looked at by itself, without its padding."""
+    tokenizer = pair[2]
+    target = AutoModelForCausalLM.from_pretrained(PAIR / "target", dtype=torch.bfloat16).eval()
+    bench = Benchmark(target, AutoModel.from_pretrained(PAIR / "draft", dtype=torch.bfloat16), tokenizer, 8)
+    original, lengths = Benchmark.answer, []
+
+    def another_last_token(self, method, *args):
+        run, rows = original(self, method, *args)
+        if method.name == "jakiro":
+            lengths.append(len(rows[0]))
+            rows[0] = rows[0].clone()
+            rows[0][-1] = 17
+        return run, rows
+
+    monkeypatch.setattr(Benchmark, "answer", another_last_token)
+    prompts = [Prompt("a", "1", ("What is 3 + 4?",)), Prompt("a", "2", ("How many legs have two dogs and a cat?",))]
+    checked = mock.Mock(wraps=benchmark.rounding_report)
+    monkeypatch.setattr(benchmark, "rounding_report", checked)
+    plain, jakiro = bench.run_prompts(prompts).runs
+    assert (plain.identical, plain.rounding) == (1.0, None)
+    assert jakiro.identical == 0.5
+    assert checked.call_args.args[1].shape == (1, lengths[0])
+    assert (jakiro.rounding["tokens"], jakiro.rounding["differing"] >= 1) == (8, True)
 
 
 def test_methods_that_cannot_run_are_in_the_report(tmp_path, prompts, capsys):
