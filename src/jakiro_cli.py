@@ -36,8 +36,8 @@ def add_convert(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
     """`jakiro convert SRC DST`"""
     parser = subparsers.add_parser(
         "convert",
-        help="convert a published Jakiro, Jakiro* or EAGLE-1/2 drafter",
-        description="Convert a published Jakiro, Jakiro* or EAGLE-1/2 drafter to a folder that "
+        help="convert a published Jakiro, Jakiro* or EAGLE-1/2/3 drafter",
+        description="Convert a published Jakiro, Jakiro* or EAGLE-1/2/3 drafter to a folder that "
         "JakiroDraftModel.from_pretrained loads.",
     )
     parser.add_argument("src", metavar="SRC", help="folder or Hub id of the original checkpoint")

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
 from transformers_jakiro import conversion
+from transformers_jakiro.checkpoint import WEIGHTS_FILES
 from transformers_jakiro.configuration_jakiro import JakiroDraftConfig
 from transformers_jakiro.conversion import (
     convert_original,
@@ -213,7 +214,7 @@ def test_key_map_refuses(tmp_path):
 # --- files ---
 
 
-@pytest.mark.parametrize("weights", conversion._WEIGHTS_FILES)
+@pytest.mark.parametrize("weights", WEIGHTS_FILES)
 @pytest.mark.parametrize("prefix", ["", "model.", "ea_layer."])
 def test_file_formats_and_prefixes(tmp_path, weights, prefix):
     tensors, config = make_original("star")
@@ -392,7 +393,7 @@ def test_wrong_contents_are_listed(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"fc.weight": torch.zeros(HIDDEN, 3 * HIDDEN)}, r"shape \(32, 96\), expected \(32, 64\).*EAGLE-3"),
+        ({"fc.weight": torch.zeros(HIDDEN, 3 * HIDDEN)}, r"shape \(32, 96\), expected \(32, 64\)"),
         ({"fc.weight": torch.zeros(HIDDEN)}, r"`fc.weight` has shape \(32,\), expected a matrix"),
         ({"fc.bias": torch.zeros(HIDDEN, dtype=torch.int8)}, r"is of dtype torch.int8, expected one of float32"),
         ({"fc.bias": torch.full((HIDDEN,), torch.inf)}, r"`fc.bias` \(32,\) holds NaN or infinite"),
@@ -403,8 +404,8 @@ def test_wrong_contents_are_listed(tmp_path):
         ({"layers.0.mlp_moe.gate.weight": torch.ones(5, HIDDEN)}, r"gate.weight` has 5 rows, expected 4 for 2 gated"),
         ({"layers.7.self_attn.q_proj.weight": torch.ones(2, 2)}, r"layers.1.mlp_moe.gate.weight` is missing"),
         ({"layers.0.mlp_moe.experts.9.up_proj.weight": torch.ones(2, 2)}, r"has 4 rows, expected 5 for 3 gated"),
-        ({"d2t": torch.zeros(3, dtype=torch.int64)}, r"EAGLE-3 drafter .* not supported yet"),
-        ({"midlayer.hidden_norm.weight": torch.zeros(3)}, r"EAGLE-3 drafter .* not supported yet"),
+        ({"d2t": torch.zeros(3, dtype=torch.int64)}, r"does not tell which of the target's layers it reads"),
+        ({"midlayer.hidden_norm.weight": torch.zeros(3)}, r"does not tell which of the target's layers"),
         ({"embed_tokens.weight": torch.zeros(49, HIDDEN)}, r"shape \(49, 32\), expected \(48, 32\) by `vocab_size`"),
     ],
 )  # fmt: skip
@@ -484,9 +485,9 @@ def test_foreign_checkpoints(tmp_path, target_config):
     LlamaForCausalLM(target_config).save_pretrained(tmp_path / "llama")
     with pytest.raises(ValueError, match=r"looks like a full language model of 2 layers: `fc.weight` is missing"):
         load_original(tmp_path / "llama")
-    eagle3 = {"midlayer.mlp.up_proj.weight": torch.zeros(2, 2), "fc.weight": torch.zeros(HIDDEN, 3 * HIDDEN)}
-    with pytest.raises(ValueError, match=r"EAGLE-3 drafter .* not supported yet. Supported are original Jakiro"):
-        load_original(write_original(tmp_path / "eagle3", eagle3, make_original()[1]))
+    config = make_original()[1] | {"speculators_model_type": "dflash"}
+    with pytest.raises(ValueError, match=r"speculators_model_type='dflash'`, expected 'eagle3'. Supported are orig"):
+        load_original(write_original(tmp_path / "dflash", make_original()[0], config))
     with pytest.raises(ValueError, match=r"it is no drafter: `fc.weight` is missing"):
         load_original(write_original(tmp_path / "other", {"x": torch.zeros(2)}, make_original()[1]))
     with pytest.raises(ValueError, match=r"it is no drafter: .*found 0 tensors"):

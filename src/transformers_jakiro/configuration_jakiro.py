@@ -48,6 +48,21 @@ class JakiroDraftConfig(PreTrainedConfig):
         feature_layers (`list[int]`, *optional*):
             Further hidden states of the target that are fused into its features, as indices of `output_hidden_states`
             (i: what layer i reads), for example `[2, 16, 29]` of 32 layers (EAGLE-3, arXiv 2503.01840).
+        fusion (`str`, defaults to `"linear"`):
+            How the drafter reads a token's embedding and the target's features. `"linear"`: the fusion layer `fc`
+            makes one vector of both; `feature_layers` are added to the last hidden states. `"eagle3"`: the attention
+            of the first layer reads both, each with a norm of its own, and only the feature is carried on;
+            `feature_layers` take the place of the last hidden states. The logits are those of a normed feature.
+        fusion_norm (`str`, *optional*):
+            With `fusion="eagle3"`, RMSNorms on the target's hidden states before they are fused: `"each"`, `"all"`
+            (one norm of their concatenation), or none. Linear fusion norms each.
+        residual_norm (`bool`, defaults to `False`):
+            With `fusion="eagle3"`, whether the feature that is carried on is the normed one.
+        target_hidden_size (`int`, *optional*):
+            The target's hidden size, where a drafter with `fusion="eagle3"` has another one.
+        own_head (`bool`, defaults to `False`), own_embeddings (`bool`, defaults to `False`):
+            With `fusion="eagle3"`, whether the drafter has a head (`lm_head`) and token embeddings (`embed_tokens`) of
+            its own in place of the target's.
         num_experts (`int`, defaults to 2):
             Experts per layer. 1 is the dense layer of EAGLE-1/2.
         num_experts_per_tok (`int`, *optional*):
@@ -124,6 +139,12 @@ class JakiroDraftConfig(PreTrainedConfig):
     feature_multiplier: int | float = 1.0
     final_norm: bool = False
     feature_layers: list[int] | None = None
+    fusion: Literal["linear", "eagle3"] = "linear"
+    fusion_norm: Literal["each", "all"] | None = None
+    residual_norm: bool = False
+    target_hidden_size: int | None = None
+    own_head: bool = False
+    own_embeddings: bool = False
 
     num_experts: int = 2
     num_experts_per_tok: int | None = None
@@ -167,7 +188,15 @@ class JakiroDraftConfig(PreTrainedConfig):
                 "num_key_value_heads",
                 "head_dim",
             ),
-            *("num_experts", "expert_intermediate_size", "tree_depth", "tree_top_k", "tree_width", "num_draft_tokens"),
+            *(
+                "target_hidden_size",
+                "num_experts",
+                "expert_intermediate_size",
+                "tree_depth",
+                "tree_top_k",
+                "tree_width",
+                "num_draft_tokens",
+            ),
         ):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
@@ -181,6 +210,7 @@ class JakiroDraftConfig(PreTrainedConfig):
                 "`feature_layers` must be increasing indices of the target's hidden states, 0 or more, or None for "
                 f"the last ones alone; got {layers}."
             )
+        self._check_fusion()
         if self.num_attention_heads % self.num_key_value_heads != 0:
             raise ValueError(
                 "`num_attention_heads` must be a multiple of `num_key_value_heads`, "
@@ -214,6 +244,35 @@ class JakiroDraftConfig(PreTrainedConfig):
             )
         if self.static_tree is not None:
             self._check_static_tree(vocabulary, num_tokens)
+
+    def _check_fusion(self):
+        if self.fusion == "eagle3":
+            if self.feature_layers is None:
+                raise ValueError('`fusion="eagle3"` fuses hidden states of `feature_layers`, got None.')
+            if (self.embedding_multiplier, self.feature_multiplier) != (1, 1):
+                raise ValueError(
+                    '`fusion="eagle3"` norms embeddings and features and takes no multipliers, got '
+                    f"embedding_multiplier={self.embedding_multiplier}, feature_multiplier={self.feature_multiplier}."
+                )
+            if self.target_hidden_size not in (None, self.hidden_size) and not (self.own_head and self.own_embeddings):
+                raise ValueError(
+                    "A drafter can borrow the target's head and embeddings only if it is as wide: with `hidden_size="
+                    f"{self.hidden_size}` and `target_hidden_size={self.target_hidden_size}` it needs `own_head` and "
+                    "`own_embeddings`."
+                )
+            return
+        for name in ("fusion_norm", "residual_norm", "target_hidden_size", "own_head", "own_embeddings"):
+            if getattr(self, name):
+                raise ValueError(f'`{name}={getattr(self, name)!r}` needs `fusion="eagle3"`, got "{self.fusion}".')
+
+    def check_trainable(self):
+        """Raises `ValueError` for drafters that can be loaded and used, but not trained."""
+        if self.fusion == "eagle3":
+            raise ValueError(
+                'EAGLE-3 drafters (`fusion="eagle3"`) can be used, not trained: the losses compare a drafter\'s '
+                "features with the target's, and theirs are not in that space. Train one with the library that it is "
+                'from, or a drafter with `fusion="linear"` (and `feature_layers`, if further layers are to be read).'
+            )
 
     def _check_static_tree(self, vocabulary: str, num_tokens: int):
         paths = [tuple(path) for path in self.static_tree]

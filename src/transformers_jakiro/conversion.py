@@ -1,19 +1,20 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """
-Published checkpoints to [`JakiroDraftModel`]: original Jakiro, Jakiro\\* and EAGLE-1/2 drafters.
+Published checkpoints to [`JakiroDraftModel`]: original Jakiro, Jakiro\\* and EAGLE-1/2 drafters, and EAGLE-3 drafters
+in the layouts of SafeAILab, SpecForge and speculators.
 
 Nothing in such a checkpoint marks its variant, and its config holds fields that do not apply, so the architecture is
 read off tensor names and shapes; the config only supplies what shapes cannot tell. Then every tensor must be there,
 with the expected shape, finite, and nothing else: a drafter with a wrong weight still runs, it just drafts nonsense.
 
-Symbols in shape comments: H hidden size, N experts, I inner width of one expert.
+Symbols in shape comments: H hidden size, N experts, I inner width of one expert, V vocabulary, D tokens that can be
+drafted.
 """
 
 import json
 import re
 import tempfile
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,11 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
-from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from .checkpoint import WEIGHTS_FILES, read_json, read_weights
 from .configuration_jakiro import JakiroDraftConfig
 from .modeling_jakiro import JakiroDraftModel
 
@@ -34,20 +35,19 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 # {our name: (dimension of the concatenation, {original name: its shape})}
 Layout = dict[str, tuple[int, dict[str, tuple[int, ...]]]]
 
-# weights files in order of preference, and what to fetch from the Hub to have either format
-_WEIGHTS_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+# what to fetch from the Hub to have either format
 _HUB_PATTERNS = (
     ["config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json"],
     ["config.json", "pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"],
 )
 _PREFIXES = ("model.", "ea_layer.")
-# the target's, or recomputed
-_IGNORED = re.compile(r"embed_tokens\.weight|lm_head\.weight|(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+# the target's, or recomputed, or read already
+_IGNORED = re.compile(
+    r"embed_tokens\.weight|lm_head\.weight|(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"
+    r"|verifier_(norm|lm_head)\.weight|d2t|t2d"
+)
+# these stand beside the names with a prefix
+_WITHOUT_PREFIX = ("lm_head.weight", "d2t", "t2d")
 
 
 def load_original(
@@ -61,7 +61,8 @@ def load_original(
     local_files_only: bool = False,
 ) -> JakiroDraftModel:
     """
-    Reads a drafter in the layout of the published Jakiro, Jakiro\\* and EAGLE-1/2 checkpoints.
+    Reads a drafter in the layout of the published Jakiro, Jakiro\\* and EAGLE-1/2 checkpoints, or an EAGLE-3 drafter
+    in that of SafeAILab, SpecForge or speculators.
 
     Args:
         path_or_repo_id (`str` or `Path`):
@@ -69,7 +70,9 @@ def load_original(
             or the id of such a repository on the Hub. Pickled weights are read with `weights_only=True`.
         target ([`~transformers.PreTrainedModel`], [`~transformers.PreTrainedConfig`], `str` or `Path`, *optional*):
             The target, its config, or where to load that from. Gives vocabulary size, special tokens and name, which
-            otherwise come from the checkpoint's own config, and is checked against the checkpoint.
+            otherwise come from the checkpoint's own config, and is checked against the checkpoint. Most EAGLE-3
+            drafters need it, as it tells which layers they read. Their own embeddings are left out if they are those
+            of the target, for which it must be a model or a local folder with safetensors.
         dtype (`torch.dtype` or `str`, *optional*):
             Precision of the drafter. None or `"auto"`: that of the checkpoint.
         revision, token, cache_dir, local_files_only:
@@ -82,26 +85,30 @@ def load_original(
     torch_dtype = _as_dtype(dtype)
     hub_kwargs = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     folder = _locate(path_or_repo_id, revision=revision, **hub_kwargs)
-    original_config = _read_json(folder / "config.json")
-    tensors = _read_weights(folder)
+    original_config = read_json(folder / "config.json")
+    tensors = read_weights(folder)
     target_config = _load_target_config(target, **hub_kwargs)
     try:
         tensors = _strip_prefix(tensors)
         _refuse_foreign(tensors, original_config)
+        if _is_eagle3(tensors, original_config):
+            tensors, original_config = _unify_eagle3(tensors, original_config)
+            if _are_equal(tensors.get("embed_tokens.weight"), _target_embeddings(target)):
+                del tensors["embed_tokens.weight"]
         config = _infer_config(tensors, original_config, target_config)
         if isinstance(target, (str, Path)):
             config.target_name_or_path = str(target)
-        tensors = {name: tensor for name, tensor in tensors.items() if not _IGNORED.fullmatch(name)}
-        _check_layout(tensors, _original_shapes(config), "an original checkpoint")
+        draft_token_ids = _draft_token_ids(tensors, config)
+        shapes = _original_shapes(config)
+        tensors = {name: tensor for name, tensor in tensors.items() if name in shapes or not _IGNORED.fullmatch(name)}
+        _check_layout(tensors, shapes, "an original checkpoint")
         tensors = _check_and_cast(tensors, torch_dtype)
     except ValueError as error:
         raise ValueError(f"Cannot convert {path_or_repo_id}: {error}") from error
-    model = JakiroDraftModel.from_pretrained(
-        None,
-        config=config,
-        state_dict=original_state_dict_to_jakiro(tensors, config),
-        dtype=tensors["fc.weight"].dtype,
-    )
+    weights = original_state_dict_to_jakiro(tensors, config)
+    if draft_token_ids is not None:
+        weights["draft_token_ids"] = draft_token_ids
+    model = JakiroDraftModel.from_pretrained(None, config=config, state_dict=weights, dtype=tensors["fc.weight"].dtype)
     model.config._name_or_path = model.name_or_path = str(path_or_repo_id)
     return model
 
@@ -158,49 +165,29 @@ def _layout(config: JakiroDraftConfig) -> Layout:
     Raises:
         ValueError: if no original checkpoint has experts of this kind.
     """
-    kind = (config.gated_experts, config.num_experts > 1, config.head_mode)
-    if kind not in ((True, True, "contrastive"), (False, True, "decoupled"), (True, False, "single")):
-        raise ValueError(
-            "The original layout knows gated experts with a contrastive branch (Jakiro), two-layer experts with "
-            "decoupled heads (Jakiro*) and one gated expert with a single head (EAGLE-1/2), got "
-            f"gated_experts={config.gated_experts}, num_experts={config.num_experts}, head_mode='{config.head_mode}'. "
-            "Save this drafter with `save_pretrained` instead."
-        )
-    if (config.embedding_multiplier, config.feature_multiplier) != (1, 1):
-        raise ValueError(
-            "The original layout knows no multipliers of embeddings and features, got "
-            f"embedding_multiplier={config.embedding_multiplier}, feature_multiplier={config.feature_multiplier}. "
-            "Call `draft.fold_multipliers()` first."
-        )
-    if config.final_norm:
-        raise ValueError(
-            "The original layout knows no norm after the experts, got `final_norm=True`. Save this drafter with "
-            "`save_pretrained` instead; one that is to be exported must be trained with `final_norm=False`."
-        )
-    if config.feature_layers is not None:
-        raise ValueError(
-            "The original layout knows drafters of the target's last hidden states alone, got "
-            f"feature_layers={config.feature_layers}. Save this drafter with `save_pretrained` instead."
-        )
-    if config.draft_vocab_size is not None:
-        raise ValueError(
-            f"The original layout knows no part of the vocabulary to draft, got `draft_vocab_size="
-            f"{config.draft_vocab_size}` of {config.vocab_size}. Save this drafter with `save_pretrained` instead."
-        )
+    eagle3 = config.fusion == "eagle3"
+    if not eagle3:
+        _check_has_layout(config)
     fields: dict[str, Any] = config.to_dict()
     hidden, inner = fields["hidden_size"], fields["expert_intermediate_size"]
     q_size = fields["num_attention_heads"] * fields["head_dim"]
     kv_size = fields["num_key_value_heads"] * fields["head_dim"]
-    layout: Layout = {"fc.weight": (0, {"fc.weight": (hidden, 2 * hidden)})}
-    if config.fusion_bias:
-        layout["fc.bias"] = (0, {"fc.bias": (hidden,)})
+    if eagle3:
+        layout = _eagle3_layout(config)
+    else:
+        layout = {"fc.weight": (0, {"fc.weight": (hidden, 2 * hidden)})}
+        if config.fusion_bias:
+            layout["fc.bias"] = (0, {"fc.bias": (hidden,)})
     for layer in range(config.num_hidden_layers):
         ours = f"layers.{layer}"
         attention, norms = f"{ours}.self_attn", ["post_attention_layernorm"]
-        qkv = {"q": q_size, "k": kv_size, "v": kv_size}
+        qkv, qkv_in = {"q": q_size, "k": kv_size, "v": kv_size}, hidden
+        if eagle3 and layer == 0:
+            qkv_in = 2 * hidden
+            norms += ["input_layernorm", "hidden_norm"]
         layout[f"{attention}.qkv_proj.weight"] = (
             0,
-            {f"{attention}.{x}_proj.weight": (rows, hidden) for x, rows in qkv.items()},
+            {f"{attention}.{x}_proj.weight": (rows, qkv_in) for x, rows in qkv.items()},
         )
         if config.attention_bias:
             layout[f"{attention}.qkv_proj.bias"] = (
@@ -230,6 +217,58 @@ def _layout(config: JakiroDraftConfig) -> Layout:
             down = _named(mlps, "proj", hidden, inner)
         layout[f"{ours}.mlp.experts.down_proj.weight"] = (1, down)
     return layout
+
+
+def _eagle3_layout(config: JakiroDraftConfig) -> Layout:
+    """What an EAGLE-3 drafter has besides its layers."""
+    hidden, num_features = config.hidden_size, len(config.feature_layers)
+    target_size = config.target_hidden_size or hidden
+    layout: Layout = {"feature_fusion.proj.weight": (0, {"fc.weight": (hidden, num_features * target_size)})}
+    if config.fusion_norm == "each":
+        for index in range(num_features):
+            name = f"feature_fusion.norms.{index}.weight"
+            layout[name] = (0, {f"fc_norm.{index}.weight": (target_size,)})
+    elif config.fusion_norm == "all":
+        layout["feature_fusion.norms.0.weight"] = (0, {"input_norm.weight": (num_features * target_size,)})
+    layout["norm.weight" if config.final_norm else "head_norm.weight"] = (0, {"norm.weight": (hidden,)})
+    if config.own_head:
+        layout["lm_head.weight"] = (0, {"lm_head.weight": (config.draft_vocab_size or config.vocab_size, hidden)})
+    if config.own_embeddings:
+        layout["embed_tokens.weight"] = (0, {"embed_tokens.weight": (config.vocab_size, hidden)})
+    return layout
+
+
+def _check_has_layout(config: JakiroDraftConfig) -> None:
+    """Raises `ValueError` if the loaders of Jakiro and EAGLE-1/2 checkpoints know no drafter of this kind."""
+    kind = (config.gated_experts, config.num_experts > 1, config.head_mode)
+    if kind not in ((True, True, "contrastive"), (False, True, "decoupled"), (True, False, "single")):
+        raise ValueError(
+            "The original layout knows gated experts with a contrastive branch (Jakiro), two-layer experts with "
+            "decoupled heads (Jakiro*) and one gated expert with a single head (EAGLE-1/2), got "
+            f"gated_experts={config.gated_experts}, num_experts={config.num_experts}, head_mode='{config.head_mode}'. "
+            "Save this drafter with `save_pretrained` instead."
+        )
+    if (config.embedding_multiplier, config.feature_multiplier) != (1, 1):
+        raise ValueError(
+            "The original layout knows no multipliers of embeddings and features, got "
+            f"embedding_multiplier={config.embedding_multiplier}, feature_multiplier={config.feature_multiplier}. "
+            "Call `draft.fold_multipliers()` first."
+        )
+    if config.final_norm:
+        raise ValueError(
+            "The original layout knows no norm after the experts, got `final_norm=True`. Save this drafter with "
+            "`save_pretrained` instead; one that is to be exported must be trained with `final_norm=False`."
+        )
+    if config.feature_layers is not None:
+        raise ValueError(
+            "The original layout knows drafters of the target's last hidden states alone, got "
+            f"feature_layers={config.feature_layers}. Save this drafter with `save_pretrained` instead."
+        )
+    if config.draft_vocab_size is not None:
+        raise ValueError(
+            f"The original layout knows no part of the vocabulary to draft, got `draft_vocab_size="
+            f"{config.draft_vocab_size}` of {config.vocab_size}. Save this drafter with `save_pretrained` instead."
+        )
 
 
 def _named(modules: list[str], projection: str, *shape: int) -> dict[str, tuple[int, ...]]:
@@ -298,6 +337,12 @@ def jakiro_state_dict_to_original(
     Raises:
         ValueError: if tensors are missing, unexpected or of a wrong shape, or no original layout exists.
     """
+    if config.fusion == "eagle3":
+        raise ValueError(
+            "An EAGLE-3 drafter is not written back. It is not trained here, so the checkpoint that it was converted "
+            "from holds the same weights in the layout that other loaders know; the layouts of Jakiro and EAGLE-1/2 "
+            "have no place for them (a head and norms of its own, attention over embedding and feature)."
+        )
     layout = _layout(config)
     shapes = {}
     for name, (dim, sources) in layout.items():
@@ -328,16 +373,19 @@ def _infer_config(
         ValueError: if tensors that tell the architecture are missing or odd, or if config, tensors and target
             contradict each other.
     """
-    values = _infer_architecture(tensors, original)
-    _check_against_config(tensors, original, values)
     text_config = target.get_text_config(decoder=True) if target is not None else None
+    values = _infer_architecture(tensors, original)
+    if _is_eagle3(tensors, original):
+        values |= _infer_eagle3(tensors, original, values["hidden_size"], text_config)
+    _check_against_config(tensors, original, values)
     values["vocab_size"] = _config_int(original, "vocab_size")
     if text_config is not None:
-        for name in ("hidden_size", "vocab_size"):
+        read_size = values.get("target_hidden_size") or values["hidden_size"]
+        for name, got in (("hidden_size", read_size), ("vocab_size", values["vocab_size"])):
             expected = getattr(text_config, name)
-            if values[name] not in (None, expected):
+            if got not in (None, expected):
                 raise ValueError(
-                    f"the drafter has `{name}={values[name]}`, the target {expected}. A drafter only fits the target "
+                    f"the drafter has `{name}={got}`, the target {expected}. A drafter only fits the target "
                     "it was trained for: give that one."
                 )
         values["vocab_size"] = text_config.vocab_size
@@ -364,6 +412,8 @@ def _infer_config(
     values["max_position_embeddings"] = _config_int(original, "max_position_embeddings") or 2048
     values["rms_norm_eps"], values["rope_parameters"] = float(eps), _rope_parameters(original)
     values["static_tree"] = original.get("static_tree")
+    if values.get("fusion") == "eagle3":
+        values["draft_vocab_size"] = _draft_vocab_size(tensors, original, values["vocab_size"])
     try:
         return JakiroDraftConfig(**values)
     except (StrictDataclassError, KeyError, TypeError) as error:
@@ -373,11 +423,10 @@ def _infer_config(
 def _infer_architecture(tensors: Mapping[str, torch.Tensor], original: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of [`JakiroDraftConfig`] that names and shapes tell, given the number of attention heads."""
     hidden_size, fc_in = _matrix_shape(tensors, "fc.weight")
-    if fc_in != 2 * hidden_size:
-        eagle3 = " An EAGLE-3 drafter fuses three features; these are not supported yet." * (fc_in == 3 * hidden_size)
+    if fc_in != 2 * hidden_size and not _is_eagle3(tensors, original):
         raise ValueError(
             f"`fc.weight` has shape {(hidden_size, fc_in)}, expected {(hidden_size, 2 * hidden_size)}: it must fuse "
-            f"one embedding and one feature of the target's hidden size.{eagle3}"
+            "one embedding and one feature of the target's hidden size."
         )
     num_layers = _count(tensors, r"layers\.(\d+)\.self_attn\..+")
     num_heads = _config_int(original, "num_attention_heads")
@@ -430,6 +479,173 @@ def _infer_architecture(tensors: Mapping[str, torch.Tensor], original: Mapping[s
     }
 
 
+def _is_eagle3(tensors: Mapping[str, torch.Tensor], original: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint without prefix is an EAGLE-3 drafter in any layout."""
+    return "speculators_model_type" in original or any(
+        name in ("d2t", "t2d") or name.startswith(("midlayer.", "layers.0.hidden_norm.")) for name in tensors
+    )
+
+
+def _unify_eagle3(
+    tensors: Mapping[str, torch.Tensor], original: Mapping[str, Any]
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors as speculators names them, and its config with the fields of `transformer_layer_config` as its own."""
+    renamed = {re.sub(r"^midlayer\.", "layers.0.", name): tensor for name, tensor in tensors.items()}
+    if len(renamed) < len(tensors):
+        raise ValueError("it has tensors both under `midlayer` and `layers.0`. Do not use this checkpoint.")
+    layer_config = _object(original, "transformer_layer_config")
+    return renamed, {**original, **layer_config, "speculators_model_type": "eagle3"}
+
+
+def _infer_eagle3(
+    tensors: Mapping[str, torch.Tensor], original: Mapping[str, Any], hidden_size: int, target: PreTrainedConfig | None
+) -> dict[str, Any]:
+    """
+    Fields of [`JakiroDraftConfig`] that are special to EAGLE-3.
+
+    Args:
+        tensors, original: as [`_unify_eagle3`] gives them.
+        target: the target's text config.
+    """
+    if _object(original, "eagle_config").get("use_aux_hidden_state", True) is not True:
+        raise ValueError(
+            "its config.json says `use_aux_hidden_state` is not true: it reads the target's last hidden states alone. "
+            "Such EAGLE-3 drafters are not supported."
+        )
+    if "sliding_attention" in (original.get("layer_types") or ()):
+        raise ValueError(
+            f"its config.json says `layer_types={original['layer_types']}`, expected full attention in every layer."
+        )
+    target_size = _config_int(original, "target_hidden_size") or hidden_size
+    _, fc_in = _matrix_shape(tensors, "fc.weight")
+    count = fc_in // target_size
+    if fc_in % target_size != 0:
+        raise ValueError(
+            f"`fc.weight` has shape {(hidden_size, fc_in)}, expected a multiple of the target's hidden size, "
+            f"{target_size}: it fuses several of the target's hidden states. Correct `target_hidden_size` in its "
+            "config.json, or use the one that belongs to these weights."
+        )
+    flags = {}
+    for name in ("norm_before_residual", "norm_output"):
+        flags[name] = original.get(name) or False
+        if not isinstance(flags[name], bool):
+            raise ValueError(f"its config.json says `{name}={flags[name]!r}`, expected true or false.")
+    fusion_norm = "each" if "fc_norm.0.weight" in tensors else "all" if "input_norm.weight" in tensors else None
+    return {
+        "fusion": "eagle3",
+        "feature_layers": _eagle3_layers(original, count, target),
+        "fusion_norm": fusion_norm,
+        "residual_norm": flags["norm_before_residual"],
+        "final_norm": flags["norm_output"],
+        "target_hidden_size": None if target_size == hidden_size else target_size,
+        "own_head": "lm_head.weight" in tensors,
+        "own_embeddings": "embed_tokens.weight" in tensors,
+    }
+
+
+def _eagle3_layers(original: Mapping[str, Any], count: int, target: PreTrainedConfig | None) -> list[int]:
+    """
+    The hidden states that an EAGLE-3 drafter fuses, as indices of `output_hidden_states` (i: what layer i reads).
+
+    speculators, and vLLM, count so, too; SpecForge, and SGLang, name the layers whose output it is. The published
+    drafters name none, and read layers 2, L // 2 and L - 3 of L.
+    """
+    name, shift = "eagle_aux_hidden_state_layer_ids", 0
+    layers = original.get(name)
+    if not layers:
+        layers, shift = _object(original, "eagle_config").get(name), 1
+    if not layers and target is None:
+        raise ValueError(
+            "its config.json does not tell which of the target's layers it reads, as the rule is taken for granted. "
+            "Give `target`, whose number of layers tells."
+        )
+    if not layers:
+        num_layers = target.num_hidden_layers
+        layers, shift = [2, num_layers // 2, num_layers - 3], 0
+    if not isinstance(layers, list) or not all(type(layer) is int for layer in layers):
+        raise ValueError(f"its config.json says `{name}={layers!r}`, expected a list of integers.")
+    if len(layers) != count:
+        raise ValueError(
+            f"it reads {len(layers)} of the target's layers ({layers}), but `fc.weight` fuses {count} hidden states. "
+            "Use the config.json that belongs to these weights."
+        )
+    return [layer + shift for layer in layers]
+
+
+def _draft_vocab_size(tensors: Mapping[str, torch.Tensor], original: Mapping[str, Any], vocab_size: int) -> int | None:
+    """Tokens that an EAGLE-3 drafter can draft, None for all."""
+    stated = _config_int(original, "draft_vocab_size")
+    size = stated or vocab_size
+    if "lm_head.weight" in tensors:
+        size, _ = _matrix_shape(tensors, "lm_head.weight")
+        if stated not in (None, size):
+            raise ValueError(
+                f"its config.json says `draft_vocab_size={stated}`, but its `lm_head.weight` has {size} rows. Use the "
+                "config.json that belongs to these weights."
+            )
+    return None if size == vocab_size else size
+
+
+def _draft_token_ids(tensors: Mapping[str, torch.Tensor], config: JakiroDraftConfig) -> torch.LongTensor | None:
+    """
+    The target's tokens `[D]` that an EAGLE-3 drafter can draft, from its maps: `d2t` `[D]`, what to add to the number
+    of a token among them, and `t2d` `[V]`, which tokens they are.
+    """
+    offsets, chosen = tensors.get("d2t"), tensors.get("t2d")
+    size = config.draft_vocab_size
+    if size is None:
+        if offsets is not None and offsets.any():
+            raise ValueError(
+                "it drafts all tokens of the target, but its `d2t` says otherwise. Use weights and config.json that "
+                "belong together."
+            )
+        return None
+    if offsets is None or offsets.shape != (size,) or offsets.is_floating_point():
+        found = "it is missing" if offsets is None else f"it is {offsets.dtype} of shape {tuple(offsets.shape)}"
+        raise ValueError(
+            f"`d2t` must tell which {size} of the target's {config.vocab_size} tokens it drafts, as {size} integers: "
+            f"{found}. Download the checkpoint again."
+        )
+    token_ids = torch.arange(size) + offsets.long()
+    if token_ids.min() < 0 or token_ids.max() >= config.vocab_size or not (token_ids.diff() > 0).all():
+        raise ValueError(
+            f"`d2t` must give increasing tokens below {config.vocab_size}, got {token_ids.min()} to "
+            f"{token_ids.max()}. The checkpoint is damaged, or belongs to another target."
+        )
+    if chosen is not None and (
+        chosen.shape != (config.vocab_size,) or not torch.equal(chosen.nonzero().flatten(), token_ids)
+    ):
+        raise ValueError(
+            "its vocabulary maps `d2t` and `t2d` contradict each other: the checkpoint is damaged, or was saved "
+            "without the maps of its training data."
+        )
+    return token_ids
+
+
+def _target_embeddings(target: PreTrainedModel | PreTrainedConfig | str | Path | None) -> torch.Tensor | None:
+    """The target's embeddings, where they are at hand: in a model, or safetensors in a local folder."""
+    if isinstance(target, PreTrainedModel):
+        return target.get_input_embeddings().weight.detach()
+    folder = Path(target).expanduser() if isinstance(target, (str, Path)) else None
+    if folder is None or not any((folder / name).is_file() for name in WEIGHTS_FILES[:2]):
+        return None
+    found = [x for name, x in read_weights(folder).items() if re.fullmatch(r"(.*\.)?embed_tokens\.weight", name)]
+    return found[0] if len(found) == 1 else None
+
+
+def _are_equal(tensor: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    """In the precision of the first."""
+    return tensor is not None and other is not None and torch.equal(tensor, other.to(tensor))
+
+
+def _object(original: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """An object from `config.json`; empty if absent or null."""
+    value = original.get(name)
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"its config.json says `{name}={value!r}`, expected an object. Correct the field.")
+    return value or {}
+
+
 def _check_against_config(
     tensors: Mapping[str, torch.Tensor], original: Mapping[str, Any], inferred: Mapping[str, Any]
 ) -> None:
@@ -445,12 +661,19 @@ def _check_against_config(
                 f"its config.json says `{name}={stated}`, its tensors say {inferred[ours]}. Use the config.json that "
                 "belongs to these weights, or correct the field."
             )
-    for name, ours, which in (
-        ("bias", "fusion_bias", "fc.bias"),
-        ("qkv_bias", "attention_bias", "layers.0.self_attn.{q,k,v}_proj.bias"),
-    ):
-        stated, found = original.get(name), inferred[ours]
-        if stated is None and name == "qkv_bias":  # many configs do not mention it
+    flags = [("qkv_bias", inferred["attention_bias"], "layers.0.self_attn.{q,k,v}_proj.bias")]
+    if inferred.get("fusion") == "eagle3":
+        fusion_norm = inferred["fusion_norm"]
+        flags += [
+            ("attention_bias", inferred["attention_bias"], "layers.0.self_attn.{q,k,v}_proj.bias"),
+            ("fc_norm", fusion_norm == "each", "fc_norm.0.weight"),
+            ("norm_before_fc", fusion_norm == "all", "input_norm.weight"),
+        ]
+    else:
+        flags.insert(0, ("bias", inferred["fusion_bias"], "fc.bias"))
+    for name, found, which in flags:
+        stated = original.get(name)
+        if stated is None and name != "bias":  # many configs do not mention the others
             continue
         if stated is not None and not isinstance(stated, bool):
             raise ValueError(f"its config.json says `{name}={stated!r}`, expected true or false.")
@@ -467,6 +690,10 @@ def _rope_parameters(original: Mapping[str, Any]) -> dict[str, Any]:
     scaling = original.get("rope_parameters") or original.get("rope_scaling") or {}
     if not isinstance(scaling, dict):
         raise ValueError(f"its config.json says `rope_scaling={scaling!r}`, expected null or an object.")
+    if scaling.get("partial_rotary_factor", original.get("partial_rotary_factor")) not in (None, 1):
+        raise ValueError(
+            "its config.json has a `partial_rotary_factor`: drafters that rotate parts of heads are not known."
+        )
     theta = scaling.get("rope_theta", original.get("rope_theta"))
     theta = 10000.0 if theta is None else theta  # the published code's default
     if isinstance(theta, bool) or not isinstance(theta, (int, float)) or not theta > 0:
@@ -509,16 +736,21 @@ def _count(names: Mapping[str, Any], pattern: str) -> int:
 def _strip_prefix(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Drops `model.` or `ea_layer.` where every name has it."""
     for prefix in _PREFIXES:
-        if tensors and all(name.startswith(prefix) for name in tensors):
+        prefixed = [name.startswith(prefix) for name in tensors if name not in _WITHOUT_PREFIX]
+        if prefixed and all(prefixed):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
 
 
 def _refuse_foreign(tensors: Mapping[str, torch.Tensor], original: Mapping[str, Any]) -> None:
     """Raises `ValueError` that says what a checkpoint is, where it is recognisably something else."""
-    supported = "Supported are original Jakiro, Jakiro* and EAGLE-1/2 drafters."
-    if any(name.split(".")[-1] in ("d2t", "t2d") or "midlayer" in name.split(".") for name in tensors):
-        raise ValueError(f"it is an EAGLE-3 drafter (`midlayer`, `d2t`); these are not supported yet. {supported}")
+    supported = "Supported are original Jakiro, Jakiro* and EAGLE-1/2/3 drafters."
+    kind = original.get("speculators_model_type", "eagle3")
+    if kind != "eagle3":
+        raise ValueError(
+            f"it is a drafter of the speculators library with `speculators_model_type={kind!r}`, expected 'eagle3'. "
+            f"{supported}"
+        )
     if original.get("model_type") == JakiroDraftConfig.model_type or any(".qkv_proj." in name for name in tensors):
         raise ValueError(
             "it is not in the original layout; if it was saved by this library, load it with "
@@ -590,7 +822,7 @@ def _locate(path_or_repo_id: str | Path, revision: str | None, **hub_kwargs: Any
             folder = Path(
                 snapshot_download(str(path_or_repo_id), revision=revision, allow_patterns=patterns, **hub_kwargs)
             )
-            if any((folder / name).is_file() for name in _WEIGHTS_FILES):
+            if any((folder / name).is_file() for name in WEIGHTS_FILES):
                 break
     except (HFValidationError, OSError) as error:
         raise FileNotFoundError(
@@ -607,86 +839,8 @@ def _load_target_config(
     if isinstance(target, PreTrainedModel):
         return target.config
     if isinstance(target, (str, Path)):
-        return AutoConfig.from_pretrained(target, **hub_kwargs)
+        return AutoConfig.from_pretrained(target, trust_remote_code=False, **hub_kwargs)
     raise TypeError(f"`target` must be a model, a config, a path or a Hub id, got {type(target).__name__}.")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path.name} is missing in {path.parent}: download it from where the weights are from."
-        )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}. Download it again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}. Download it again.")
-    return content
-
-
-def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a folder, memory-mapped where the format allows it."""
-    for name in _WEIGHTS_FILES:
-        path = folder / name
-        if path.is_file():
-            return _read_shards(path) if path.suffix == ".json" else _read_weights_file(path)
-    raise FileNotFoundError(f"No weights in {folder}: expected one of {', '.join(_WEIGHTS_FILES)}.")
-
-
-def _read_shards(index_path: Path) -> dict[str, torch.Tensor]:
-    weight_map = _read_json(index_path).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-        raise ValueError(f"{index_path} must have `weight_map`, from tensor names to file names. Download it again.")
-    suffix = ".safetensors" if index_path.name.startswith("model.safetensors") else ".bin"
-    tensors: dict[str, torch.Tensor] = {}
-    for shard in sorted(set(weight_map.values())):
-        if not re.fullmatch(r"[\w-][\w.-]*", shard) or not shard.endswith(suffix):
-            raise ValueError(
-                f"{index_path} names the shard {shard!r}, expected a plain file name ending in {suffix}, inside "
-                "the same folder. Do not use this checkpoint."
-            )
-        path = index_path.parent / shard
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{shard} is missing in {path.parent}, but listed in {index_path.name}: download it."
-            )
-        content = _read_weights_file(path)
-        listed = {name for name, file in weight_map.items() if file == shard}
-        if listed != content.keys():
-            raise ValueError(
-                f"{path} does not hold the tensors that {index_path.name} lists for it: missing "
-                f"{sorted(listed - content.keys()) or 'none'}, unexpected "
-                f"{sorted(content.keys() - listed) or 'none'}. Download both again."
-            )
-        tensors.update(content)
-    return tensors
-
-
-def _read_weights_file(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            # only the zip format of torch >= 1.6 can be mapped
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (FileNotFoundError, PermissionError):
-        raise
-    except Exception as error:  # whatever a damaged file makes the unpickler stumble over
-        with path.open("rb") as file:
-            is_pointer = file.read(24) == b"version https://git-lfs."
-        remedy = "It is a Git LFS pointer: run `git lfs pull`." if is_pointer else "Download it again."
-        raise ValueError(f"{path} cannot be read, it is damaged or no weights file: {error}. {remedy}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a dictionary of tensors, got {type(content).__name__}.")
-    for name, tensor in content.items():
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise ValueError(f"{path} must hold tensors only, got {type(tensor).__name__} under {name!r}.")
-        if tensor.layout is not torch.strided or tensor.device.type != "cpu":
-            raise ValueError(
-                f"{path} must hold dense tensors on the CPU, `{name}` is {tensor.layout} on {tensor.device}."
-            )
-    return {name: tensor.detach() for name, tensor in content.items()}
 
 
 __all__ = ["convert_original", "jakiro_state_dict_to_original", "load_original", "original_state_dict_to_jakiro"]

@@ -153,7 +153,7 @@ def jakiro_decode(
     cache = model_kwargs.get("past_key_values")
     _compat.check_cache(cache)
 
-    target = Target(model, assistant_model.config.feature_layers)
+    target = Target.of(model, assistant_model)
     temperature = (generation_config.temperature or 1.0) if generation_config.do_sample else 0.0
     coupling = None
     if temperature > 0 and assistant_model.config.couple_sampling and can_couple(input_ids.device):
@@ -274,6 +274,11 @@ def _prefill(
     outputs = None
     for outputs, num_tokens in _compat.prefill(target.model, input_ids, generation_config, kwargs):
         end = processed + num_tokens
+        if prompt_embeddings is not None and not target.lends_embeddings:
+            raise NotImplementedError(
+                "This drafter has token embeddings of its own, and cannot read a prompt given as `inputs_embeds`. "
+                "Give `input_ids`."
+            )
         if prompt_embeddings is not None:
             embeddings = prompt_embeddings[:, processed:end]
         elif input_ids.shape[1] >= end:  # the ids of the whole prompt, cached part included

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -25,12 +25,16 @@ from transformers.utils import ModelOutput
 from . import _compat
 from .configuration_jakiro import JakiroDraftConfig
 
+if TYPE_CHECKING:
+    from .target import Target
+
 
 @dataclass
 class JakiroDraftOutput(ModelOutput):
     """
     Output of [`JakiroDraftModel`]. All features live in the space of the target's last hidden states after its final
-    norm: the target's own head turns them into next-token logits.
+    norm: the target's own head turns them into next-token logits. (EAGLE-3's do not: see
+    [`~JakiroDraftModel.draft_head`].)
 
     Args:
         last_hidden_state (`torch.Tensor` of shape `(B, T, H)`):
@@ -62,7 +66,7 @@ class JakiroRMSNorm(nn.RMSNorm):
 class JakiroAttention(nn.Module):
     """Causal self-attention with rotary positions and grouped key/value heads; one product for all projections."""
 
-    def __init__(self, config: JakiroDraftConfig, layer_idx: int):
+    def __init__(self, config: JakiroDraftConfig, layer_idx: int, input_size: int | None = None):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
@@ -75,7 +79,7 @@ class JakiroAttention(nn.Module):
         # how the attention interface is to see this module when the query heads are packed
         self._ungrouped = SimpleNamespace(num_key_value_groups=1, is_causal=True, training=False, layer_idx=layer_idx)
         qkv_size = (self.num_heads + 2 * self.num_key_value_heads) * self.head_dim
-        self.qkv_proj = nn.Linear(config.hidden_size, qkv_size, bias=config.attention_bias)
+        self.qkv_proj = nn.Linear(input_size or config.hidden_size, qkv_size, bias=config.attention_bias)
         self.o_proj = nn.Linear(self.num_heads * self.head_dim, config.hidden_size, bias=False)
 
     @property
@@ -227,14 +231,14 @@ class JakiroMixture(nn.Module):
 class JakiroDecoderLayer(nn.Module):
     """Attention, then experts. Only the last layer of a drafter offers more than the weighted sum of its experts."""
 
-    def __init__(self, config: JakiroDraftConfig, layer_idx: int):
+    def __init__(self, config: JakiroDraftConfig, layer_idx: int, input_size: int | None = None):
         super().__init__()
         is_last = layer_idx == config.num_hidden_layers - 1
         # the fused input of the first layer is not normed
         self.input_layernorm = (
             JakiroRMSNorm(config.hidden_size, eps=config.rms_norm_eps) if layer_idx > 0 else nn.Identity()
         )
-        self.self_attn = JakiroAttention(config, layer_idx)
+        self.self_attn = JakiroAttention(config, layer_idx, input_size)
         self.post_attention_layernorm = JakiroRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = JakiroMixture(config, config.head_mode if is_last else "single")
 
@@ -248,24 +252,52 @@ class JakiroDecoderLayer(nn.Module):
         decoupled: bool,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        hidden_states = hidden_states + self.self_attn(
-            self.input_layernorm(hidden_states), position_embeddings, attention_mask, past_key_values, **kwargs
+        residual, inputs = self.read(hidden_states)
+        hidden_states = residual + self.self_attn(
+            inputs, position_embeddings, attention_mask, past_key_values, **kwargs
         )
         mixtures, router_logits = self.mlp(self.post_attention_layernorm(hidden_states), contrastive, decoupled)
         return hidden_states + mixtures, router_logits  # [M, B, T, H]
 
+    def read(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is carried on, and what the attention reads."""
+        return hidden_states, self.input_layernorm(hidden_states)
+
+
+class Eagle3InputLayer(JakiroDecoderLayer):
+    """First layer with `fusion="eagle3"`: reads `[B, T, 2 * H]`, embeddings and features."""
+
+    def __init__(self, config: JakiroDraftConfig):
+        super().__init__(config, layer_idx=0, input_size=2 * config.hidden_size)
+        self.input_layernorm = JakiroRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.hidden_norm = JakiroRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.residual_norm = config.residual_norm
+
+    def read(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        embeddings, features = hidden_states.chunk(2, dim=-1)
+        normed = self.hidden_norm(features)
+        inputs = torch.cat((self.input_layernorm(embeddings), normed), dim=-1)
+        return normed if self.residual_norm else features, inputs
+
 
 class JakiroFeatureFusion(nn.Module):
-    """What further layers of the target add to its features."""
+    """What further layers of the target add to its features, or with `fusion="eagle3"` the features themselves."""
 
     def __init__(self, config: JakiroDraftConfig):
         super().__init__()
-        hidden_size, num_layers = config.hidden_size, len(config.feature_layers)
-        self.norms = nn.ModuleList(JakiroRMSNorm(hidden_size, eps=config.rms_norm_eps) for _ in range(num_layers))
-        self.proj = nn.Linear(num_layers * hidden_size, hidden_size, bias=False)
+        input_size = config.target_hidden_size or config.hidden_size
+        num_layers = len(config.feature_layers)
+        kind = "each" if config.fusion == "linear" else config.fusion_norm
+        num_norms = {"each": num_layers, "all": 1, None: 0}[kind]
+        self.norms = nn.ModuleList(
+            JakiroRMSNorm(num_layers * input_size // num_norms, eps=config.rms_norm_eps) for _ in range(num_norms)
+        )
+        self.proj = nn.Linear(num_layers * input_size, config.hidden_size, bias=False)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`[..., layers * H]` → `[..., H]`, to be added to features at the size that the drafter reads them in."""
+        """`[..., layers * target's H]` → `[..., H]`, at the size that the drafter reads features in."""
+        if not self.norms:
+            return self.proj(hidden_states)
         parts = hidden_states.chunk(len(self.norms), dim=-1)
         return self.proj(torch.cat([norm(part) for norm, part in zip(self.norms, parts, strict=True)], dim=-1))
 
@@ -298,6 +330,7 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
     Drafter for speculative decoding of a causal language model: pass it to `target.generate(assistant_model=draft)`.
 
     Token embeddings and output head are the target's; they are neither part of this module nor of its checkpoint.
+    Only EAGLE-3 drafters may have their own (`config.own_embeddings`, `config.own_head`).
 
     Args:
         config ([`JakiroDraftConfig`]): shape of the drafter, its target and its trees.
@@ -319,11 +352,21 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
 
     def __init__(self, config: JakiroDraftConfig):
         super().__init__(config)
-        self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=config.fusion_bias)
+        eagle3 = config.fusion == "eagle3"
+        if not eagle3:
+            self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=config.fusion_bias)
         if config.feature_layers is not None:
             self.feature_fusion = JakiroFeatureFusion(config)
-        self.layers = nn.ModuleList(JakiroDecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            Eagle3InputLayer(config) if eagle3 and i == 0 else JakiroDecoderLayer(config, i)
+            for i in range(config.num_hidden_layers)
+        )
         self.norm = JakiroRMSNorm(config.hidden_size, eps=config.rms_norm_eps) if config.final_norm else nn.Identity()
+        if eagle3 and not config.final_norm:
+            self.head_norm = JakiroRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        num_drafted = config.vocab_size if config.draft_vocab_size is None else config.draft_vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, num_drafted, bias=False) if config.own_head else None
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size) if config.own_embeddings else None
         self.rotary_emb = LlamaRotaryEmbedding(config)
         size = config.draft_vocab_size
         self.register_buffer("draft_token_ids", None if size is None else torch.full((size,), -1))
@@ -340,10 +383,22 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
         return cos.unsqueeze(1), sin.unsqueeze(1)
 
     def get_input_embeddings(self):
-        raise NotImplementedError("A Jakiro drafter has no embeddings of its own: it uses those of its target.")
+        raise NotImplementedError("A Jakiro drafter has no embeddings to get or set: it uses those of its target.")
 
     def set_input_embeddings(self, value: nn.Module):
-        raise NotImplementedError("A Jakiro drafter has no embeddings of its own: it uses those of its target.")
+        raise NotImplementedError("A Jakiro drafter has no embeddings to get or set: it uses those of its target.")
+
+    def draft_head(self, target: "Target") -> Callable[[torch.Tensor], torch.Tensor]:
+        """
+        The function `[..., H]` → `[..., D]` from this drafter's features to logits of the tokens that it can draft.
+
+        Args:
+            target ([`~transformers_jakiro.target.Target`]): gives its head, unless the drafter has its own.
+        """
+        head = self.lm_head or target.draft_head(self.draft_token_ids)
+        if self.config.fusion == "linear" or self.config.final_norm:
+            return head
+        return lambda features: head(self.head_norm(features))
 
     def forward(
         self,
@@ -366,7 +421,8 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
                 The target's embeddings `E(x_{t+1})` of the tokens *after* each feature.
             hidden_states (`torch.Tensor` of shape `(B, T, H)`):
                 Features `f_t`: the target's last hidden states after its final norm, or the drafter's own features.
-                With `feature_layers`, the target's are `(B, T, F)`: those of these layers before the last ones.
+                With `feature_layers`, the target's are `(B, T, F)`: those of these layers before the last ones (which
+                `fusion="eagle3"` does not read).
             attention_mask (`torch.Tensor`, *optional*):
                 None: causal. `(B, past + T)`: causal, positions with 0 are padding. `(B, 1, T, past + T)`: used as it
                 is, additive or boolean as the attention implementation wants it.
@@ -383,7 +439,8 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
             ValueError: if the shapes of the two inputs differ, or an output is asked for that `head_mode` lacks.
         """
         hidden_size, further_layers = self.config.hidden_size, self.config.feature_layers or ()
-        widths = {hidden_size, (len(further_layers) + 1) * hidden_size}
+        target_size = self.config.target_hidden_size or hidden_size
+        widths = {hidden_size, (len(further_layers) + 1) * target_size}
         if (
             inputs_embeds.shape[:-1] != hidden_states.shape[:-1]
             or inputs_embeds.shape[-1] != hidden_size
@@ -404,15 +461,19 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
             raise ValueError("`output_expert_hidden_states` needs at least two experts, this drafter has one.")
 
         further = None  # hidden states of further layers
-        if hidden_states.shape[-1] > self.config.hidden_size:
-            further, hidden_states = hidden_states.tensor_split([-self.config.hidden_size], dim=-1)
+        if hidden_states.shape[-1] != hidden_size:
+            further, hidden_states = hidden_states.tensor_split([-target_size], dim=-1)
         if self.config.embedding_multiplier != 1:
             inputs_embeds = inputs_embeds * self.config.embedding_multiplier
         if self.config.feature_multiplier != 1:
             hidden_states = hidden_states * self.config.feature_multiplier
+        eagle3 = self.config.fusion == "eagle3"
         if further is not None:
-            hidden_states = hidden_states + self.feature_fusion(further)
-        hidden_states = self.fc(torch.cat((inputs_embeds, hidden_states), dim=-1))
+            fused = self.feature_fusion(further)
+            hidden_states = fused if eagle3 else hidden_states + fused
+        hidden_states = torch.cat((inputs_embeds, hidden_states), dim=-1)
+        if not eagle3:  # else the first layer reads both
+            hidden_states = self.fc(hidden_states)
         if position_ids is None and position_embeddings is None:
             past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = torch.arange(hidden_states.shape[1], device=hidden_states.device) + past_length
@@ -571,6 +632,8 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
         same function, for formats that know no multipliers. Such a drafter is hard to train further.
         """
         scale = self.config.feature_multiplier
+        if (self.config.embedding_multiplier, scale) == (1, 1):
+            return
         self.fc.weight[:, : self.config.hidden_size] *= self.config.embedding_multiplier / scale
         if self.fc.bias is not None:
             self.fc.bias /= scale
@@ -598,7 +661,7 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
         **kwargs: Any,
     ) -> "JakiroDraftModel":
         """
-        Reads a checkpoint in the layout of the published Jakiro, Jakiro\\* and EAGLE-1/2 drafters.
+        Reads a checkpoint in the layout of the published Jakiro, Jakiro\\* and EAGLE-1/2/3 drafters.
         See [`~transformers_jakiro.conversion.load_original`].
         """
         from .conversion import load_original

@@ -508,6 +508,7 @@ def _load_drafter(
         model = new_drafter(target)
     elif isinstance(model, (str, Path)):
         model = JakiroDraftModel.from_pretrained(model, dtype=torch.float32)
+    model.config.check_trainable()
     target.check_fits(model.config)
     target.feature_layers = tuple(model.config.feature_layers or ())
     model.check_draft_vocabulary()
