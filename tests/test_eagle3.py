@@ -382,7 +382,7 @@ def test_converted_folder(name, tmp_path):
         ({}, {"partial_rotary_factor": 0.5}, r"`partial_rotary_factor`"),
         ({"hidden": 24}, {"embed_tokens.weight": None}, r"needs `own_head` and `own_embeddings`"),
         ({"speculators": True}, {"speculators_model_type": "peagle"}, r"`speculators_model_type='peagle'`, expected"),
-        ({"speculators": True}, {"layer_types": ["sliding_attention"]}, r"expected full attention in every layer"),
+        ({"speculators": True}, {"layer_types": ["sliding_attention"]}, r"expected a list of 'full_attention' alone"),
         ({"speculators": True}, {"transformer_layer_config": []}, r"`transformer_layer_config=\[\]`, expected an obj"),
     ],
 )

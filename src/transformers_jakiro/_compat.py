@@ -2,8 +2,8 @@
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """
 The only file that touches what transformers does not promise to keep: private methods of `GenerationMixin`, private
-attributes of `GenerationConfig`, how `from_pretrained` finds adapters, and the insides of its cache layers. Checked
-against transformers 5.15 and 5.23; a test pins the signatures.
+attributes of `GenerationConfig`, how `from_pretrained` finds adapters and ends loading, and the insides of its cache
+layers. Checked against transformers 5.15 and 5.23; a test pins the signatures.
 """
 
 import copy
@@ -249,6 +249,25 @@ def find_adapter(path: Any, kwargs: dict[str, Any]) -> tuple[Any, str | None, di
     adapter, base, _ = maybe_load_adapters(path, dict(download_options), **adapter_options)
     adapter_options.pop("_adapter_model_path", None)
     return base, adapter, {**download_options, **adapter_options}
+
+
+class StrictLoading:
+    """
+    Mixin of models whose `check_loaded(path, missing, unexpected, mismatched)` refuses an incomplete checkpoint before
+    memory is taken for what it lacks, which its config says the size of.
+    """
+
+    @staticmethod
+    def _finalize_model_loading(model: PreTrainedModel, load_config: Any, loading_info: Any) -> Any:
+        incomplete = loading_info.missing_keys or loading_info.mismatched_keys
+        if incomplete and load_config.hf_quantizer is None:  # quantizers leave out keys that they make themselves
+            model.check_loaded(
+                load_config.pretrained_model_name_or_path,
+                loading_info.missing_keys,
+                loading_info.unexpected_keys,
+                loading_info.mismatched_keys,
+            )
+        return PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
 
 
 # -- caches ----------------------------------------------------------------------------------------------------------

@@ -23,11 +23,38 @@ WEIGHTS_FILES = (
 )
 
 
+# config.json and indices; those of the largest models have less than one
+_LARGEST_JSON = 100 * 2**20
+
+
+def check_folder(folder: Path, with_config: bool) -> None:
+    """
+    Raises `ValueError` unless all weights that [`~transformers.PreTrainedModel`] would read are safetensors in this
+    folder, and, `with_config`, `FileNotFoundError` or `ValueError` unless `config.json` is a JSON object.
+    """
+    if any(folder.glob("shard-*.safetensors")):
+        raise ValueError(
+            f"{folder} holds a distributed checkpoint. Save the drafter with `save_pretrained(folder)`, as one that "
+            "any process can read."
+        )
+    if with_config:
+        model_type = read_json(folder / "config.json").get("model_type")
+        if not isinstance(model_type, str | None):
+            raise ValueError(f"{folder / 'config.json'} says `model_type={model_type!r}`, expected a string.")
+    for path in folder.glob("*.safetensors.index*.json"):
+        index = read_json(path)
+        _shards(path, index)
+        if not isinstance(index.get("metadata"), dict):
+            raise ValueError(f"{path} must have `metadata`, an object. Download it again.")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(
             f"{path.name} is missing in {path.parent}: download it from where the weights are from."
         )
+    if path.stat().st_size > _LARGEST_JSON:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, expected at most {_LARGEST_JSON}.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -46,25 +73,33 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     raise FileNotFoundError(f"No weights in {folder}: expected one of {', '.join(WEIGHTS_FILES)}.")
 
 
-def _read_shards(index_path: Path) -> dict[str, torch.Tensor]:
-    weight_map = read_json(index_path).get("weight_map")
+def _shards(index_path: Path, index: dict[str, Any]) -> dict[str, set[str]]:
+    """The files of an index, each with the names of its tensors; `ValueError` for files outside of its folder."""
+    weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise ValueError(f"{index_path} must have `weight_map`, from tensor names to file names. Download it again.")
-    suffix = ".safetensors" if index_path.name.startswith("model.safetensors") else ".bin"
-    tensors: dict[str, torch.Tensor] = {}
-    for shard in sorted(set(weight_map.values())):
+    suffix = ".safetensors" if ".safetensors.index" in index_path.name else ".bin"
+    shards: dict[str, set[str]] = {}
+    for name, shard in weight_map.items():
+        shards.setdefault(shard, set()).add(name)
+    for shard in shards:
         if not re.fullmatch(r"[\w-][\w.-]*", shard) or not shard.endswith(suffix):
             raise ValueError(
                 f"{index_path} names the shard {shard!r}, expected a plain file name ending in {suffix}, inside "
                 "the same folder. Do not use this checkpoint."
             )
+    return shards
+
+
+def _read_shards(index_path: Path) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for shard, listed in sorted(_shards(index_path, read_json(index_path)).items()):
         path = index_path.parent / shard
         if not path.is_file():
             raise FileNotFoundError(
                 f"{shard} is missing in {path.parent}, but listed in {index_path.name}: download it."
             )
         content = _read_weights_file(path)
-        listed = {name for name, file in weight_map.items() if file == shard}
         if listed != content.keys():
             raise ValueError(
                 f"{path} does not hold the tensors that {index_path.name} lists for it: missing "
@@ -93,9 +128,20 @@ def _read_weights_file(path: Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"{path} must hold a dictionary of tensors, got {type(content).__name__}.")
     for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise ValueError(f"{path} must hold tensors only, got {type(tensor).__name__} under {name!r}.")
+            where = repr(name) if isinstance(name, str) else f"a {type(name).__name__}"
+            raise ValueError(f"{path} must hold tensors only, got {type(tensor).__name__} under {where}.")
         if tensor.layout is not torch.strided or tensor.device.type != "cpu":
             raise ValueError(
                 f"{path} must hold dense tensors on the CPU, `{name}` is {tensor.layout} on {tensor.device}."
             )
-    return {name: tensor.detach() for name, tensor in content.items()}
+    tensors = {name: tensor.detach() for name, tensor in content.items()}
+    # a pickled tensor may repeat one number a billion times; one that is there twice (tied) is fine
+    stated, size = sum(tensor.nbytes for tensor in tensors.values()), path.stat().st_size
+    if stated > 2 * size:
+        raise ValueError(
+            f"{path} has {size} bytes, but says that its tensors have {stated}. Do not use this checkpoint."
+        )
+    return tensors
+
+
+__all__ = ["WEIGHTS_FILES", "check_folder", "read_json", "read_weights"]

@@ -5,8 +5,24 @@
 import math
 from typing import Any, Literal
 
+import torch
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+
+# keys of transformers that have no place in a drafter's config.json: labels, which would be made for any `num_labels`,
+# and what makes `from_pretrained` load other weights, or kernels from the Hub
+_IGNORED_KEYS = (
+    *("num_labels", "id2label", "label2id", "transformers_weights", "fusion_config"),
+    *("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"),
+)
+# no drafter is larger; a config.json that says so is not worth the attempt to build it
+_LARGEST = {
+    256: ("num_hidden_layers",),
+    2**20: ("hidden_size", "target_hidden_size", "num_attention_heads", "num_key_value_heads", "num_experts"),
+    2**24: ("vocab_size", "draft_vocab_size", "head_dim", "expert_intermediate_size", "num_draft_tokens"),
+}
 
 
 @strict
@@ -200,7 +216,13 @@ class JakiroDraftConfig(PreTrainedConfig):
         ):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        for name in ("embedding_multiplier", "feature_multiplier", "tree_temperature"):
+        for limit, sizes in _LARGEST.items():
+            for name in sizes:
+                if (getattr(self, name) or 0) > limit:
+                    raise ValueError(f"`{name}` must be at most {limit}, got {getattr(self, name)}.")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"`hidden_act` must be an activation of Transformers, got {self.hidden_act!r}.")
+        for name in ("embedding_multiplier", "feature_multiplier", "tree_temperature", "rms_norm_eps"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"`{name}` must be a positive number, got {value}.")
@@ -292,6 +314,27 @@ class JakiroDraftConfig(PreTrainedConfig):
                     f"`static_tree` must be a tree: the path {list(path)} is there, "
                     f"its parent {list(path[:-1])} is not."
                 )
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
+        """
+        As [`~transformers.PreTrainedConfig.from_dict`], for the contents of any `config.json`.
+
+        Raises:
+            ValueError: naming the field that cannot be what it is.
+        """
+        known = {name: value for name, value in config_dict.items() if name not in _IGNORED_KEYS}
+        for name, kinds in (
+            ("quantization_config", dict),
+            ("dtype", str | torch.dtype),
+            ("torch_dtype", str | torch.dtype),
+        ):
+            if not isinstance(known.get(name), kinds | None):
+                raise ValueError(f"`{name}` must be {kinds}, got {known[name]!r}.")
+        try:
+            return super().from_dict(known, **kwargs)
+        except (AttributeError, LookupError, TypeError, StrictDataclassError) as error:
+            raise ValueError(f"This is no configuration of a Jakiro drafter: {error}") from error
 
     @classmethod
     def from_target(cls, target_config: PreTrainedConfig, **overrides: Any) -> "JakiroDraftConfig":

@@ -13,6 +13,7 @@ drafted.
 """
 
 import json
+import math
 import re
 import tempfile
 from collections.abc import Mapping
@@ -512,9 +513,10 @@ def _infer_eagle3(
             "its config.json says `use_aux_hidden_state` is not true: it reads the target's last hidden states alone. "
             "Such EAGLE-3 drafters are not supported."
         )
-    if "sliding_attention" in (original.get("layer_types") or ()):
+    layer_types = original.get("layer_types")
+    if layer_types and (not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types)):
         raise ValueError(
-            f"its config.json says `layer_types={original['layer_types']}`, expected full attention in every layer."
+            f"its config.json says `layer_types={layer_types!r}`, expected a list of 'full_attention' alone."
         )
     target_size = _config_int(original, "target_hidden_size") or hidden_size
     _, fc_in = _matrix_shape(tensors, "fc.weight")
@@ -696,7 +698,7 @@ def _rope_parameters(original: Mapping[str, Any]) -> dict[str, Any]:
         )
     theta = scaling.get("rope_theta", original.get("rope_theta"))
     theta = 10000.0 if theta is None else theta  # the published code's default
-    if isinstance(theta, bool) or not isinstance(theta, (int, float)) or not theta > 0:
+    if isinstance(theta, bool) or not isinstance(theta, (int, float)) or not 0 < theta < math.inf:
         raise ValueError(f"its config.json says `rope_theta={theta!r}`, expected a positive number.")
     rope_type = scaling.get("rope_type", scaling.get("type", "default"))
     if rope_type != "default" and rope_type not in ROPE_INIT_FUNCTIONS:

@@ -7,13 +7,14 @@ states (arXiv 2502.06282, section 3).
 Symbols in shape comments: B batch, T positions, H hidden size, N experts, I inner width of one expert, M mixtures.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
@@ -23,6 +24,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, eager
 from transformers.utils import ModelOutput
 
 from . import _compat
+from .checkpoint import check_folder
 from .configuration_jakiro import JakiroDraftConfig
 
 if TYPE_CHECKING:
@@ -302,7 +304,7 @@ class JakiroFeatureFusion(nn.Module):
         return self.proj(torch.cat([norm(part) for norm, part in zip(self.norms, parts, strict=True)], dim=-1))
 
 
-class JakiroDraftPreTrainedModel(PreTrainedModel):
+class JakiroDraftPreTrainedModel(_compat.StrictLoading, PreTrainedModel):
     config_class = JakiroDraftConfig
     base_model_prefix = ""
     main_input_name = "inputs_embeds"
@@ -367,7 +369,13 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
         num_drafted = config.vocab_size if config.draft_vocab_size is None else config.draft_vocab_size
         self.lm_head = nn.Linear(config.hidden_size, num_drafted, bias=False) if config.own_head else None
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size) if config.own_embeddings else None
-        self.rotary_emb = LlamaRotaryEmbedding(config)
+        try:
+            self.rotary_emb = LlamaRotaryEmbedding(config)
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"`rope_parameters={config.rope_parameters}` are none that Transformers knows: {error!r}. Those of "
+                "`JakiroDraftConfig.from_target(target.config)` fit any drafter."
+            ) from error
         size = config.draft_vocab_size
         self.register_buffer("draft_token_ids", None if size is None else torch.full((size,), -1))
         self.post_init()
@@ -545,21 +553,15 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
             return loaded
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs["ignore_mismatched_sizes"] = True  # here they are reported with the rest, and never ignored
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-        )
-        missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-        mismatched = [
-            f"`{name}` is {tuple(got)}, expected {tuple(expected)}"
-            for name, got, expected in sorted(info["mismatched_keys"])
-        ]
-        if missing or unexpected or mismatched:
-            raise ValueError(
-                f"{pretrained_model_name_or_path} does not hold the weights of a {cls.__name__} with its config: "
-                f"missing {missing or 'none'}, unexpected {unexpected or 'none'}, mismatched "
-                f"{', '.join(mismatched) or 'none'}. If it is a published Jakiro or EAGLE checkpoint, load it with "
-                "`JakiroDraftModel.from_original(...)` or run `jakiro convert` first."
-            )
+        kwargs.setdefault("use_safetensors", True)  # what drafters are saved as
+        path = pretrained_model_name_or_path
+        if path is not None and Path(path).is_dir():
+            check_folder(Path(path, kwargs.get("subfolder") or ""), with_config=kwargs.get("config") is None)
+        try:
+            model, info = super().from_pretrained(path, *model_args, output_loading_info=True, **kwargs)
+        except SafetensorError as error:
+            raise ValueError(f"The weights in {path} are damaged: {error}. Download or save them again.") from error
+        cls.check_loaded(path, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
         model.check_finite()
         model.check_draft_vocabulary()
         return (model, info) if wants_info else model
@@ -587,6 +589,25 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
             self.delete_adapter(adapter_name)
             raise
         return info
+
+    @classmethod
+    def check_loaded(
+        cls,
+        path: str | Path | None,
+        missing: Iterable[str],
+        unexpected: Iterable[str],
+        mismatched: Iterable[tuple[str, torch.Size, torch.Size]],
+    ):
+        """Raises `ValueError` if a checkpoint lacks weights, or has others; see `output_loading_info`."""
+        wrong = [f"`{name}` is {tuple(got)}, expected {tuple(right)}" for name, got, right in sorted(mismatched)]
+        missing, unexpected = sorted(missing), sorted(unexpected)
+        if missing or unexpected or wrong:
+            raise ValueError(
+                f"{path} does not hold the weights of a {cls.__name__} with its config: missing {missing or 'none'}, "
+                f"unexpected {unexpected or 'none'}, mismatched {', '.join(wrong) or 'none'}. If it is a published "
+                "Jakiro or EAGLE checkpoint, load it with `JakiroDraftModel.from_original(...)` or run "
+                "`jakiro convert` first."
+            )
 
     def check_finite(self):
         """Raises `ValueError` naming the weights that hold NaN or infinity (those on the meta device are skipped)."""
