@@ -10,11 +10,13 @@ import json
 import math
 import multiprocessing
 import os
+import pickle
 import random
 import resource
 import shutil
 import struct
 import traceback
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -234,13 +236,35 @@ def test_numbers_that_are_not_in_the_file(tmp_path):
 
 def test_nested_values(tmp_path):
     """Describing them would take for ever."""
-    nested = ()
+    nested = []
     for _ in range(60):
-        nested = (nested, nested)
+        nested = [nested, nested]
     folder = write_original(tmp_path, {"fc.weight": nested}, make_original()[1], "pytorch_model.bin")
 
     def load():
-        with pytest.raises(ValueError, match=r"must hold tensors only, got tuple under 'fc.weight'"):
+        with pytest.raises(ValueError, match=r"must hold tensors only, got list under 'fc.weight'"):
+            load_original(folder)
+
+    limited(load)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_nested_keys(zipped, tmp_path):
+    """Hashing the key would take for ever."""
+    folder = write_original(tmp_path, {}, make_original()[1], "pytorch_model.bin")
+    path = folder / "pytorch_model.bin"
+    key = b")q\x00" + b"".join(bytes([*b"h", i, *b"h", i, 0x86, *b"q", i + 1]) for i in range(60))  # (x, x)
+    data = b"\x80\x02}" + key + b"K\x01s."
+    if zipped:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", data)
+            archive.writestr("archive/version", b"3\n")
+    else:
+        numbers = [0x1950A86A20F9469CFC6C, 1001, {}]  # how files of torch < 1.6 begin
+        path.write_bytes(b"".join(pickle.dumps(number, protocol=2) for number in numbers) + data)
+
+    def load():
+        with pytest.raises(ValueError, match=r"repeats tuples 120 times"):
             load_original(folder)
 
     limited(load)

@@ -6,10 +6,11 @@ more memory than the files are large.
 """
 
 import json
+import pickletools
 import re
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors.torch import load_file
@@ -110,11 +111,41 @@ def _read_shards(index_path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def _check_pickles(path: Path) -> None:
+    """
+    Raises `ValueError` if tuples in a pickle hold others again and again: to hash one that holds the last one twice,
+    60 times over, would take for ever. State dicts have no such tuples.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            files = [archive.open(name) for name in archive.namelist() if name.endswith("data.pkl")]
+            num_pickles = 1
+    else:
+        files, num_pickles = [path.open("rb")], 5  # of torch < 1.6: three of its own, the content, the storages' names
+    for file in files:
+        with file:
+            for _ in range(num_pickles):
+                _check_pickle(file)
+
+
+def _check_pickle(file: IO[bytes]) -> None:
+    tuples, num_repeated, previous = set(), 0, ""
+    for operation, argument, _ in pickletools.genops(file):
+        if operation.name in ("BINPUT", "LONG_BINPUT") and "TUPLE" in previous:
+            tuples.add(argument)
+        elif operation.name in ("BINGET", "LONG_BINGET") and argument in tuples:
+            num_repeated += 1
+        previous = operation.name
+    if num_repeated > 20:
+        raise ValueError(f"it repeats tuples {num_repeated} times, which no state dict does")
+
+
 def _read_weights_file(path: Path) -> dict[str, torch.Tensor]:
     try:
         if path.suffix == ".safetensors":
             content = load_file(path)
         else:
+            _check_pickles(path)
             # only the zip format of torch >= 1.6 can be mapped
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (FileNotFoundError, PermissionError):

@@ -14,8 +14,14 @@ from transformers.activations import ACT2FN
 # keys of transformers that have no place in a drafter's config.json: labels, which would be made for any `num_labels`,
 # and what makes `from_pretrained` load other weights, or kernels from the Hub
 _IGNORED_KEYS = (
-    *("num_labels", "id2label", "label2id", "transformers_weights", "fusion_config"),
-    *("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"),
+    *("num_labels", "id2label", "label2id", "sub_configs", "transformers_weights", "fusion_config"),
+    *(
+        "distributed_config",
+        "attn_implementation",
+        "_attn_implementation",
+        "experts_implementation",
+        "_experts_implementation",
+    ),
 )
 # no drafter is larger; a config.json that says so is not worth the attempt to build it
 _LARGEST = {
