@@ -7,7 +7,7 @@ OLDEST ?= torch==2.6.0 transformers==5.15.0 accelerate==1.10.0 peft==0.20.0 rich
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
-.PHONY: demo test test-slow test-oldest style quality
+.PHONY: demo test test-slow test-oldest results style quality
 
 demo: $(INSTALLED)
 	$(BIN)/jakiro demo
@@ -24,6 +24,11 @@ test-oldest:
 	$(VENV)-oldest/bin/pip install --quiet $(OLDEST)
 	$(VENV)-oldest/bin/pip install --quiet --editable '.[test]'
 	$(VENV)-oldest/bin/python -m pytest -n 2
+
+# Measures a pair and writes docs/results.md: `make results TARGET=T DRAFT=D PROMPTS="a.jsonl b.jsonl" OPTIONS=...`, see
+# `python docs/results.py --help`. Without TARGET and DRAFT only the page is written anew.
+results: $(INSTALLED)
+	$(BIN)/python docs/results.py $(PROMPTS) $(if $(TARGET),--target $(TARGET)) $(if $(DRAFT),--draft $(DRAFT)) $(OPTIONS)
 
 style: $(INSTALLED)
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .

@@ -22,6 +22,7 @@ BENCH_METHODS = (
     "plain",
     "static",
     "jakiro",
+    "published",
     "adaptive",
     "chain",
     "eagle2",

@@ -336,3 +336,16 @@ def check_output(plain: Any, ours: Any, continuation: Sequence[int]) -> None:
     # the prompt's forward gives one token, each later one one more than it accepts
     assert 1 + sum(length + 1 for length in accept_lengths) == len(continuation)
     assert ours.num_verified_tokens == sum(accept_lengths) <= ours.num_drafted_tokens
+
+
+def scored_tree() -> DraftTree:
+    """
+    7 ── 4 ── 2      scores of the paths: 4: -1, 9: -0.5, 2: -1.2, 3 (below 9): -4
+     └── 9 ── 3
+    """
+    return DraftTree(
+        tokens=torch.tensor([[7, 4, 9, 2, 3]]),
+        parents=torch.tensor([[0, 0, 0, 1, 2]]),
+        max_depth=2,
+        scores=torch.tensor([[0.0, -1.0, -0.5, -1.2, -4.0]]),
+    )

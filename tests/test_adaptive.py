@@ -6,7 +6,7 @@ from unittest import mock
 
 import pytest
 import torch
-from targets import compare, make_drafter, make_prompt, make_target
+from targets import compare, make_drafter, make_prompt, make_target, scored_tree
 
 from transformers_jakiro import JakiroCandidateGenerator, adaptive, generation
 from transformers_jakiro.adaptive import AdaptiveSchedule
@@ -131,19 +131,10 @@ def test_unknown_schedules():
 
 
 def test_the_best_nodes_keep_their_ancestors():
-    """
-    7 ── 4 ── 2      scores of the paths: 4: -1, 9: -0.5, 2: -1.2, 3 (below 9): -4
-     └── 9 ── 3
-    """
-    tree = DraftTree(
-        tokens=torch.tensor([[7, 4, 9, 2, 3]]),
-        parents=torch.tensor([[0, 0, 0, 1, 2]]),
-        max_depth=2,
-        scores=torch.tensor([[0.0, -1.0, -0.5, -1.2, -4.0]]),
-    )
+    tree = scored_tree()
     order = tree.scores[0, 1:].sort(descending=True).indices
     for size, tokens, parents in ((1, [7, 9], [0, 0]), (2, [7, 4, 9], [0, 0, 0]), (3, [7, 4, 9, 2], [0, 0, 0, 1])):
-        part = adaptive._best_nodes(tree, order[:size])
+        part = adaptive._best_nodes(tree, order[None, :size])
         assert part.tokens[0].tolist() == tokens
         assert part.parents[0].tolist() == parents
         assert part.depths[0].max() <= part.max_depth

@@ -18,9 +18,10 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 import jakiro_cli
 from jakiro_cli import main
 from transformers_jakiro import benchmark, report
-from transformers_jakiro.benchmark import Benchmark, Journal, make_methods, provenance, run_bench
+from transformers_jakiro.benchmark import Benchmark, make_methods, provenance, run_bench
 from transformers_jakiro.candidate_generator import TreeShape
 from transformers_jakiro.demo import PAIR
+from transformers_jakiro.journal import Journal
 from transformers_jakiro.profiling import TIMED_METHODS, ForwardTimer, StepRecorder, parts_of
 from transformers_jakiro.summary import (
     PARTS,
@@ -203,6 +204,12 @@ def test_choosing_methods(pair):
     assert names(["static", "plain"]) == ["plain", "static"]
     (eagle2,) = [method for method in make_methods(target, draft, ["eagle2"], control=draft) if method.draft]
     assert eagle2.options["num_assistant_tokens"] == draft.config.num_draft_tokens == 20
+    assert eagle2.tree == {name: getattr(draft.config, name) for name in benchmark.PUBLISHED}
+    (published,) = [method for method in make_methods(target, draft, ["published"]) if method.draft]
+    with published.ready():
+        shape = TreeShape.from_config(draft.config, published.options["num_assistant_tokens"])
+    assert (shape.depth, shape.top_k, shape.width, shape.num_draft_tokens) == (7, 10, 10, 59)
+    assert draft.config.num_draft_tokens == 20
     with pytest.raises(ValueError, match=r"`eagle2` needs `--control`"):
         names(["eagle2"])
     with pytest.raises(ValueError, match=r"must be of .* got \['medusa'\]"):

@@ -140,7 +140,7 @@ def test_the_head_multiplies_only_these_rows():
     with mock.patch("torch.nn.functional.linear", linear):
         generator.propose(ids[:, -1])
     heads = [weight for weight in weights if weight.shape[0] in (VOCAB, len(token_ids))]
-    assert len(heads) == draft.config.tree_depth
+    assert len(heads) == draft.config.tree_depth - 1  # the last two levels share a call
     assert {weight.shape[0] for weight in heads} == {len(token_ids)}
     assert len({weight.data_ptr() for weight in heads}) == 1
     assert heads[0].is_contiguous()

@@ -195,17 +195,19 @@ def test_distribution_test_detects_a_biased_rule(tiny, monkeypatch):
     """The same test on a rule that favours drafted tokens: one more draw where the first one leaves the tree."""
     target, draft, prompt, temperature, probabilities = tiny
     monkeypatch.setattr(draft.config, "couple_sampling", False)  # coupled, the first draw hardly ever leaves it
-    walk_tree = generation.walk_tree
+    walk_trees = generation.walk_trees
 
-    def biased(tokens, parents, choose, stops):
-        def choose_twice(node):
-            drafted = {token for token, parent in list(zip(tokens, parents, strict=True))[1:] if parent == node}
-            token = choose(node)
-            return choose(node) if drafted and token not in drafted else token
+    def biased(rows, tokens, parents, choose, stops):
+        def choose_twice(rows, nodes):
+            drafted = {
+                token for token, parent in list(zip(tokens[0], parents[0], strict=True))[1:] if parent == nodes[0]
+            }
+            chosen = choose(rows, nodes)
+            return choose(rows, nodes) if drafted and chosen[0] not in drafted else chosen
 
-        return walk_tree(tokens, parents, choose_twice, stops)
+        return walk_trees(rows, tokens, parents, choose_twice, stops)
 
-    with mock.patch.object(generation, "walk_tree", biased):
+    with mock.patch.object(generation, "walk_trees", biased):
         counts, _ = sample_counts(target, draft, prompt, temperature, samples=400)
     assert set(counts) <= set(itertools.product(range(VOCABULARY), repeat=LENGTH))
     assert chi_square_p_value(counts, probabilities) < 1e-6

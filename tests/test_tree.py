@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from transformers_jakiro.tree import DraftTree, StaticTree, select_tree
-from transformers_jakiro.verification import walk_tree
+from transformers_jakiro.verification import walk_trees
 
 
 def test_masks_and_depths_are_those_of_the_docstring():
@@ -75,13 +75,14 @@ def walk(answers, stop_at=None):
     tokens, parents = [7, 4, 9, 2, 4], [0, 0, 0, 1, 2]
     asked = []
 
-    def choose(node):
-        asked.append(node)
-        return answers[node]
+    def choose(rows, nodes):
+        assert rows == [0]
+        asked.extend(nodes)
+        return [answers[node] for node in nodes]
 
-    visited, emitted = walk_tree(tokens, parents, choose, lambda token: token == stop_at)
-    assert asked == visited
-    return visited, emitted
+    visited, emitted = walk_trees([0], [tokens], [parents], choose, lambda row, token: token == stop_at)
+    assert asked == visited[0]
+    return visited[0], emitted[0]
 
 
 def test_walk_follows_the_target():

@@ -56,7 +56,7 @@ def test_masks(architecture, window, padded):
             prefix = cache.get_seq_length()
             truth = [chance.randrange(96) for _ in range(6)]
             tree = knowing_tree(5, truth, chance.randint(1, 6), 96, chance, None)
-            built = masks.build(tree, cache)
+            built = masks.build(tree, cache, [prefix])
             kinds = layer_types(target.config)
             if architecture == "gemma3":
                 assert list(built) == list(kinds) == ["sliding_attention", "full_attention"]

@@ -6,23 +6,24 @@ import json
 import shutil
 
 import pytest
-import torch
+from targets import scored_tree
 
 from jakiro_cli import main
 from transformers_jakiro import JakiroDraftModel
-from transformers_jakiro.benchmark import load_benchmark, sampling_options
+from transformers_jakiro.benchmark import PUBLISHED, load_benchmark
 from transformers_jakiro.demo import PAIR
+from transformers_jakiro.summary import Run
 from transformers_jakiro.tasks import read_prompts
-from transformers_jakiro.tree import DraftTree
 from transformers_jakiro.tune import (
-    PUBLISHED,
     Costs,
     Measured,
     Replay,
     Shape,
     answer_prompts,
+    measure,
     path_ranks,
     shortlist,
+    step_seconds,
     target_costs,
     tune,
 )
@@ -39,45 +40,37 @@ def prompts():
 
 
 def test_ranks_of_a_path():
-    """
-    7 ── 4 ── 2      scores of the paths: 4: -1, 9: -0.5, 2: -1.2, 3 (below 9): -4
-     └── 9 ── 3
-    """
-    tree = DraftTree(
-        tokens=torch.tensor([[7, 4, 9, 2, 3]]),
-        parents=torch.tensor([[0, 0, 0, 1, 2]]),
-        max_depth=2,
-        scores=torch.tensor([[0.0, -1.0, -0.5, -1.2, -4.0]]),
-    )
     for following, expected in (([4, 2], [1, 2]), ([9, 3, 5], [0, 3]), ([9, 2], [0]), ([5], []), ([], [])):
-        assert path_ranks(tree, following) == expected
+        assert path_ranks(scored_tree(), following) == expected
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(("temperature", "warpers"), [(0.0, {}), (1.0, {}), (1.0, {"min_p": 0.2})])
 @pytest.mark.parametrize(("depth", "width", "num_draft_tokens"), [(2, 3, 5), (5, 4, 24)])
-def test_a_replay_accepts_what_generation_accepts(benchmark, prompts, temperature, depth, width, num_draft_tokens):
+def test_a_replay_accepts_what_generation_accepts(
+    benchmark, prompts, temperature, warpers, depth, width, num_draft_tokens, monkeypatch
+):
+    for name, value in warpers.items():  # the bench takes back what the target's generation config says of the others
+        monkeypatch.setattr(benchmark.target.generation_config, name, value)
     answers = list(answer_prompts(benchmark, prompts, [temperature]))
-    assert (answers[0].noise is not None) == (temperature > 0)
+    assert (answers[0].random_states is not None) == (temperature > 0)
     replay = Replay(benchmark.target, benchmark.draft, answers)
     ranks = list(replay.ranks(depth, width))
     assert len(ranks) == replay.num_positions
     lengths = replay.accepted_lengths(ranks, num_draft_tokens)
 
-    draft = JakiroDraftModel.from_pretrained(PAIR / "draft", dtype=torch.float32)
-    Shape(depth, width, num_draft_tokens).apply(draft.config)
-    expected = []
-    for prompt in prompts:
-        torch.manual_seed(0)
-        output = benchmark.target.generate(
-            **benchmark.encode(prompt),
-            **sampling_options(temperature),
-            assistant_model=draft,
-            max_new_tokens=40,
-            return_dict_in_generate=True,
-        )
-        expected += output.accept_lengths[0]
-    assert lengths == expected
+    (_, result) = measure(benchmark, prompts, [temperature], [Shape(depth, width, num_draft_tokens)])
+    assert lengths == [length for run in result.runs for length in run.accept_lengths]
     assert sum(lengths) > len(lengths)
+
+
+def test_measuring_changes_no_config(benchmark, prompts):
+    before = benchmark.draft.config.to_dict()
+    shape = Shape(2, 3, 5)
+    plain, result = measure(benchmark, prompts[:1], [0.0], [shape])
+    assert (plain.shape, result.shape) == (None, shape)
+    assert plain.tokens_per_forward == 1.0 < result.tokens_per_forward
+    assert step_seconds(benchmark, prompts[0], shape) > 0
+    assert benchmark.draft.config.to_dict() == before
 
 
 def test_costs():
@@ -103,7 +96,8 @@ def test_the_shortlist_is_of_different_trees():
 
 
 def test_measured():
-    result = Measured(Shape(3, 2, 10), new_tokens=30, seconds=2.0, accept_lengths=[2, 4])
+    runs = [Run("a", 0, 5, 20, 1.5, True, [2, 5]), Run("a", 0, 5, 10, 0.5, True, [2])]
+    result = Measured(Shape(3, 2, 10), runs)
     assert (result.tokens_per_second, result.tokens_per_forward) == (15.0, 4.0)
 
 
@@ -121,7 +115,8 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert {"null", json.dumps(PUBLISHED, sort_keys=True)} < speeds.keys()
     best = json.dumps(results["best"], sort_keys=True)
     assert speeds[best] == max(speed for tree, speed in speeds.items() if tree != "null")
-    assert results["provenance"]["arguments"]["dtype"] == "float32"
+    made = results["provenance"]["arguments"]
+    assert (made["dtype"], made["limit"], made["deepen"]) == ("float32", 2, None)
     after = json.loads((folder / "config.json").read_text())
     assert after == {**before, **results["best"]}
     assert JakiroDraftModel.from_pretrained(folder).config.num_draft_tokens == results["best"]["num_draft_tokens"]

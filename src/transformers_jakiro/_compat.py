@@ -13,7 +13,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from transformers import Cache, CompileConfig, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import (
+    Cache,
+    CompileConfig,
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    PrefixConstrainedLogitsProcessor,
+    PreTrainedModel,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
 from transformers.cache_utils import (
     DynamicLayer,
     DynamicSlidingWindowLayer,
@@ -91,6 +102,8 @@ def install_hook(is_ours: Callable[[Any], bool], validate: Callable[..., None], 
         assistant_model = generation_mode_kwargs.get("assistant_model")
         if is_ours(assistant_model):
             validate(self, assistant_model, generation_config)
+            generation_config = copy.copy(generation_config)
+            generation_config.num_return_sequences = 1  # other assistants cannot do more
         return original(self, generation_mode, generation_config, generation_mode_kwargs)
 
     def prepare_generation_config(original, self, generation_config, *args, **kwargs):
@@ -226,6 +239,50 @@ def host_criteria(criteria: StoppingCriteriaList) -> tuple[int | None, frozenset
     return max_length, frozenset(end_tokens), others
 
 
+def padding_token(generation_config: GenerationConfig) -> int:
+    """What `generate` fills rows up with that have ended before others; 0 where it has nothing, and none is needed."""
+    token = getattr(generation_config, "_pad_token_tensor", None)
+    return 0 if token is None else int(token)
+
+
+def pads_ended_rows(criteria: StoppingCriteriaList) -> bool:
+    """Whether rows that have ended get padding; without end tokens `generate` goes on with all until the last ends."""
+    return any(hasattr(criterion, "eos_token_id") for criterion in criteria)
+
+
+def row_processors(processors: LogitsProcessorList, row: int, batch_size: int) -> LogitsProcessorList:
+    """
+    The processors for one row of a batch, called with that row alone.
+
+    Raises:
+        NotImplementedError: for classifier-free guidance, which runs the target on the whole batch.
+    """
+    if batch_size == 1:
+        return processors
+    ours = LogitsProcessorList()
+    for processor in processors:
+        if isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor):
+            raise NotImplementedError(
+                "`guidance_scale` runs the target on the whole batch, but with a drafter its rows differ in length. "
+                "Pass one prompt at a time, or leave out `assistant_model`."
+            )
+        if isinstance(processor, PrefixConstrainedLogitsProcessor):
+            processor = copy.copy(processor)
+            allowed = processor._prefix_allowed_tokens_fn
+            processor._prefix_allowed_tokens_fn = lambda _, ids, allowed=allowed: allowed(row, ids)
+        elif isinstance(processor, EncoderRepetitionPenaltyLogitsProcessor):
+            processor = copy.copy(processor)
+            processor.encoder_input_ids = processor.encoder_input_ids[row : row + 1]
+        elif isinstance(processor, EncoderNoRepeatNGramLogitsProcessor):
+            processor = copy.copy(processor)
+            processor.batch_size, processor.generated_ngrams = 1, processor.generated_ngrams[row : row + 1]
+        elif isinstance(getattr(processor, "prompt_ignore_length", None), torch.Tensor):  # repetition penalty
+            processor = copy.copy(processor)
+            processor.prompt_ignore_length = processor.prompt_ignore_length[row : row + 1]
+        ours.append(processor)
+    return ours
+
+
 def is_stateful(model: PreTrainedModel) -> bool:
     """Whether the model carries a recurrent state that cannot be rolled back."""
     return bool(getattr(model, "_is_stateful", False))
@@ -305,20 +362,95 @@ def check_cache(cache: Any) -> str | None:
     return f"the cache has layers of kind {', '.join(chain_only)}" if chain_only else None
 
 
-def start_recording(cache: Cache) -> list[Any]:
+def start_recording(cache: Cache, is_batch: bool) -> list[Any]:
     """
-    Makes layers with a sliding window keep what falls out of it until [`keep_nodes`] or `crop` is called, so that
-    rejected tokens can be taken back. Returns the layers that did not do so before, for [`stop_recording`].
+    Makes layers with a sliding window keep what falls out of it until [`keep_nodes`], [`keep_rows`] or `crop` is
+    called, so that rejected tokens can be taken back. Returns what [`stop_recording`] needs.
     """
-    layers = [layer for layer in cache.layers if getattr(layer, "record_past", True) is False]
+    before = [(layer, getattr(layer, "record_past", None)) for layer in cache.layers]
     cache.activate_past_recording()
-    return layers
+    if is_batch:
+        cache.layers = [
+            _RaggedSlidingLayer(layer) if type(layer) is DynamicSlidingWindowLayer else layer for layer in cache.layers
+        ]
+    return before
 
 
-def stop_recording(layers: list[Any]) -> None:
+def stop_recording(cache: Cache, before: list[Any]) -> None:
     """Takes [`start_recording`] back: plain `generate`, which never crops, may continue with the cache."""
-    for layer in layers:
-        layer.record_past = False
+    for index, (layer, record_past) in enumerate(before):
+        ours = cache.layers[index]
+        if ours is not layer:  # the layer as it was, with the states of ours
+            layer.__dict__.update(vars(ours))
+            layer.keys = layer.keys[..., 1 - layer.sliding_window :, :]
+            layer.values = layer.values[..., 1 - layer.sliding_window :, :]
+            cache.layers[index] = layer
+        if record_past is not None:
+            layer.record_past = record_past
+
+
+class _RaggedSlidingLayer(DynamicSlidingWindowLayer):
+    """For a batch whose rows are of different lengths: keeps the window of the shortest, and hands out all it has."""
+
+    def __init__(self, layer: DynamicSlidingWindowLayer):
+        self.__dict__.update(vars(layer))
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        self.cumulative_length += key_states.shape[-2]
+        return DynamicLayer.update(self, key_states, value_states)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        length = self.keys.shape[-2]
+        return length + query_length, self.cumulative_length - length
+
+
+def keep_rows(
+    cache: Cache, num_nodes: int, nodes: torch.LongTensor, lengths: list[int], new_lengths: list[int]
+) -> None:
+    """
+    [`keep_nodes`] for a batch: the kept tokens of each row are moved to the end of its own, so that token t of a row
+    stands in column t. Rows shorter than the longest have columns behind their end that mean nothing.
+
+    Args:
+        num_nodes (`int`): tokens of the last forward.
+        nodes (`[B, k]`): indices among them of those to keep, increasing; what a row has less than k is arbitrary.
+        lengths, new_lengths (`B` integers): tokens of each row before the forward, and with those it keeps.
+    """
+    for layer in cache.layers:
+        if type(layer) not in (DynamicLayer, _RaggedSlidingLayer) or not layer.is_initialized:
+            continue  # layers that share another layer's states
+        size = layer.keys.shape[-2]
+        first = max(lengths) + num_nodes - size  # column of the first key in the layer
+        start, end = 0, max(new_lengths) - first
+        if isinstance(layer, _RaggedSlidingLayer):
+            layer.cumulative_length = max(new_lengths)
+            start = max(0, min(new_lengths) - layer.sliding_window + 1 - first)
+        nodes = nodes.to(layer.keys.device)
+        source = (nodes + (size - num_nodes))[:, None, :, None]
+        target = torch.tensor(lengths, device=nodes.device)[:, None] - first
+        target = (target + torch.arange(nodes.shape[1], device=nodes.device))[:, None, :, None]
+        for name in ("keys", "values"):
+            states = getattr(layer, name)
+            shape = (-1, states.shape[1], -1, states.shape[3])
+            states.scatter_(2, target.expand(shape), states.gather(2, source.expand(shape)))
+            setattr(layer, name, states[..., start:end, :])
+
+
+def select_rows(cache: Cache, rows: torch.LongTensor, num_columns: int) -> None:
+    """Goes on with these rows of the batch, the longest of which is `num_columns` shorter than the longest of all."""
+    for layer in cache.layers:
+        if type(layer) not in (DynamicLayer, _RaggedSlidingLayer) or not layer.is_initialized:
+            continue  # layers that share another layer's states
+        end = layer.keys.shape[-2] - num_columns
+        layer.keys = layer.keys[rows.to(layer.keys.device), :, :end]
+        layer.values = layer.values[rows.to(layer.values.device), :, :end]
+        if isinstance(layer, _RaggedSlidingLayer):
+            layer.cumulative_length -= num_columns
+
+
+def is_user_defined(cache: Cache) -> bool:
+    """Whether the caller of `generate` passed this cache, and so will see what becomes of it."""
+    return bool(getattr(cache, "_is_user_defined", False))
 
 
 def keep_nodes(cache: Cache, num_nodes: int, nodes: torch.LongTensor, is_prefix: bool) -> None:

@@ -40,7 +40,7 @@ class AdaptiveSchedule:
         self._pause, self._next_pause = 0, _FIRST_PAUSE
         self._plain = _Mean()
         self._drafted_seconds = _Mean()
-        self._recent: deque[tuple[int, float]] = deque(maxlen=_WINDOW)  # tokens and seconds of drafted steps
+        self._recent: deque[tuple[float, float]] = deque(maxlen=_WINDOW)  # tokens and seconds of drafted steps
         self._expected, self._accepted = _Mean(), _Mean()
         self._nodes, self._squares, self._products = _Mean(), _Mean(), _Mean()  # of M, M², M · seconds
         self._expectation: float | None = None
@@ -58,12 +58,13 @@ class AdaptiveSchedule:
         return True
 
     def resize(self, tree: DraftTree) -> DraftTree:
-        """The part of a tree that pays best, `[1, M + 1]` nodes."""
+        """The part of a tree that pays best, `[B, M + 1]` nodes."""
         self._expectation = None
         if tree.scores is None or tree.num_nodes == 1:
             return tree
-        scores, order = tree.scores[0, 1:].float().cpu().sort(descending=True, stable=True)
-        expected = scores.exp().cumsum(dim=0)  # accepted tokens of the M best, by the drafter's own account
+        scores, order = tree.scores[:, 1:].float().cpu().sort(descending=True, stable=True)
+        # accepted tokens of the M best, by the drafter's own account; of a batch, the mean of its rows
+        expected = scores.exp().cumsum(dim=-1).mean(dim=0)
         if self._trials < 2:
             size = len(expected)
         elif self._trials == 2:  # another size, to tell a from b
@@ -75,10 +76,10 @@ class AdaptiveSchedule:
             )
             size = int(rates.argmax()) + 1
         self._expectation = float(expected[size - 1])
-        return _best_nodes(tree, order[:size]) if size < len(expected) else tree
+        return _best_nodes(tree, order[:, :size]) if size < len(expected) else tree
 
-    def record(self, tree: DraftTree, num_emitted: int) -> None:
-        """Ends a step: it sent `tree` to the target and emitted so many tokens."""
+    def record(self, tree: DraftTree, num_emitted: float) -> None:
+        """Ends a step: it sent `tree` to the target and emitted so many tokens; of a batch, the mean of its rows."""
         seconds, nodes = time.perf_counter() - self._start, tree.num_nodes - 1
         if nodes == 0:
             if self._steps > 1:
@@ -135,16 +136,16 @@ class _Mean:
 
 
 def _best_nodes(tree: DraftTree, nodes: torch.LongTensor) -> DraftTree:
-    """The root and the given nodes (counted without it) of a tree of one row. They must hold their ancestors."""
-    device = tree.tokens.device
-    kept = torch.cat((nodes.new_zeros(1), nodes.sort().values + 1)).to(device)
-    place = torch.zeros(tree.num_nodes, dtype=torch.long, device=device)
-    place[kept] = torch.arange(len(kept), device=device)
+    """The root and the given nodes `[B, M]` (counted without it) of a tree. They must hold their ancestors."""
+    kept = torch.nn.functional.pad(nodes.sort(dim=-1).values + 1, (1, 0)).to(tree.tokens.device)
+    place = torch.zeros_like(tree.parents).scatter_(
+        1, kept, torch.arange(kept.shape[1], device=kept.device).expand_as(kept)
+    )
     return DraftTree(
-        tokens=tree.tokens[:, kept],
-        parents=place[tree.parents[:, kept]],
+        tokens=tree.tokens.gather(1, kept),
+        parents=place.gather(1, tree.parents.gather(1, kept)),
         max_depth=tree.max_depth,
-        scores=tree.scores[:, kept],
+        scores=tree.scores.gather(1, kept),
     )
 
 

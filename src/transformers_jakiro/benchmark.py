@@ -34,6 +34,7 @@ from . import _compat
 from .candidate_generator import TreeShape
 from .deepened import deepen as insert_layers
 from .generation import JakiroGenerateOutput
+from .journal import Journal
 from .profiling import (
     TIMED_METHODS,
     ForwardTimer,
@@ -54,14 +55,16 @@ METHODS = {
     "plain": "plain `generate`",
     "static": "plain `generate` with a static cache and `torch.compile`",
     "jakiro": "trees of the drafter",
+    "published": "trees of the same drafter, in the published shape (7 levels, 10 wide)",
     "adaptive": "trees of the drafter, sized while generating",
     "chain": "chains of the same drafter",
-    "eagle2": "trees of the control drafter",
+    "eagle2": "trees of the control drafter, in the shape of the drafter's",
     "prompt_lookup": "transformers' prompt lookup, 10 tokens",
     "assistant": "transformers' assisted generation with a small model",
     "early_exit": "transformers' assisted generation with the target's own lower layers",
     "mtp": "transformers' multi-token prediction with the target's own layers for it",
 }
+PUBLISHED = {"tree_depth": 7, "tree_top_k": 10, "tree_width": 10, "num_draft_tokens": 59}
 _WARM_UP_TOKENS = 32
 
 
@@ -144,7 +147,7 @@ def make_methods(
 
     Args:
         names: of [`METHODS`]; default: `plain`, `jakiro`, `chain`, `prompt_lookup`, and those whose model is given.
-        control: another drafter, with trees of as many nodes: `eagle2`.
+        control: another drafter, with trees of the same shape: `eagle2`.
         assistant: a small causal language model with the same tokenizer: `assistant`.
         early_exit: layers of the target to draft with: `early_exit`.
         num_assistant_tokens: nodes per tree; default: the drafter's. With several, `jakiro` and `eagle2` run once
@@ -184,11 +187,17 @@ def make_methods(
             compiled = {"cache_implementation": "static", "compile_config": _compat.compile_everywhere()}
             methods.append(Method(name, text, compiled))
         elif name in ("jakiro", "eagle2"):
-            drafter, own_sizes = (draft, [None]) if name == "jakiro" else (control, [draft.config.num_draft_tokens])
+            drafter, own_size, tree = draft, None, {}
+            if name == "eagle2":
+                drafter, own_size = control, draft.config.num_draft_tokens
+                tree = {field: getattr(draft.config, field) for field in PUBLISHED}
             several = len(sizes) > 1
             methods += [
-                drafted(f"{name}-{nodes}" if several else name, drafter, nodes) for nodes in sizes or own_sizes
+                drafted(f"{name}-{nodes}" if several else name, drafter, nodes, **tree)
+                for nodes in sizes or [own_size]
             ]
+        elif name == "published":
+            methods.append(drafted(name, draft, PUBLISHED["num_draft_tokens"], **PUBLISHED, static_tree=None))
         elif name == "adaptive":
             method = drafted(name, draft, sizes[0] if sizes else None)
             schedule = {"num_assistant_tokens_schedule": "heuristic"}
@@ -308,7 +317,7 @@ class Benchmark:
         for turn, text in enumerate(prompt.turns):
             messages.append({"role": "user", "content": text})
             inputs = self.encode(messages)
-            answers = {method.name: self._run(method, turn, inputs, temperature, seed) for method in order}
+            answers = {method.name: self.answer(method, turn, inputs, temperature, seed) for method in order}
             _, plain = answers["plain"]
             for method in self.methods:
                 run, sequence = answers[method.name]
@@ -332,9 +341,19 @@ class Benchmark:
         synchronize(self._device)
         return time.perf_counter() - start, output
 
-    def _run(
-        self, method: Method, turn: int, inputs: Mapping[str, torch.Tensor], temperature: float, seed: int
+    def answer(
+        self, method: Method, turn: int, inputs: Mapping[str, torch.Tensor], temperature: float = 0.0, seed: int = 0
     ) -> tuple[Run, torch.LongTensor]:
+        """
+        Lets one method answer one turn, without timers inside.
+
+        Args:
+            turn (`int`): its number, to be noted.
+            inputs: what [`~Benchmark.encode`] gives.
+
+        Returns:
+            What was measured, and the sequence `[1, T + new]`.
+        """
         with method.ready():
             seconds, output = self._generate(method, inputs, temperature, seed)
         drafted = isinstance(output, JakiroGenerateOutput)
@@ -434,70 +453,6 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor()
-
-
-class Journal:
-    """
-    What has been measured, a line of JSON per prompt and temperature, so that a stopped run can go on.
-
-    Args:
-        path (`Path`, *optional*): the file; without one nothing outlives the process.
-        conditions (`dict`): what the figures depend on.
-
-    Raises:
-        ValueError: if the file holds what was measured under other conditions.
-    """
-
-    def __init__(self, path: Path | None, conditions: dict[str, Any]):
-        self._path = path
-        self.records: dict[tuple[float, str, str], PromptRecord] = {}
-        self.skipped: dict[str, str] | None = None
-        conditions = json.loads(json.dumps(conditions))
-        if path is None:
-            return
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        if lines and not lines[-1].endswith("\n"):  # stopped while it was written
-            lines.pop()
-            path.write_text("".join(lines), encoding="utf-8")
-        for line in lines:
-            entry = json.loads(line)
-            if "conditions" in entry:
-                _check_same(path, entry["conditions"], conditions)
-            elif "skipped" in entry:
-                self.skipped = entry["skipped"]
-            else:
-                record = PromptRecord.from_dict(entry["record"])
-                self.records[record.temperature, record.task, record.id] = record
-        if not lines:
-            self._write({"conditions": conditions})
-
-    def add(self, record: PromptRecord) -> None:
-        self.records[record.temperature, record.task, record.id] = record
-        self._write({"record": asdict(record)})
-
-    def skip(self, reasons: dict[str, str]) -> None:
-        """Notes which methods cannot be run, and why."""
-        self.skipped = reasons
-        self._write({"skipped": reasons})
-
-    def _write(self, entry: dict[str, Any]) -> None:
-        if self._path is not None:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
-
-
-def _check_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    flat = [{**values, **values["arguments"]} for values in (before, now)]
-    differing = [
-        f"{name} {flat[0].get(name)!r} (now {flat[1].get(name)!r})"
-        for name in dict.fromkeys((*flat[0], *flat[1]))
-        if name != "arguments" and flat[0].get(name) != flat[1].get(name)
-    ]
-    if differing:
-        raise ValueError(
-            f"{path} holds what was measured under other conditions: {', '.join(differing)}. Repeat those of before "
-            "to go on, or choose another `--output`."
-        )
 
 
 def run_bench(
@@ -695,9 +650,9 @@ def _config(model: PreTrainedModel) -> dict[str, Any]:
 
 __all__ = [
     "METHODS",
+    "PUBLISHED",
     "Benchmark",
     "ForwardTimer",
-    "Journal",
     "Method",
     "accept_lengths",
     "context_growth",

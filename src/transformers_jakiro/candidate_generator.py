@@ -7,6 +7,7 @@ Symbols in shape comments: B batch, H hidden size, D tokens that can be drafted,
 W nodes of a level.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -117,26 +118,32 @@ class JakiroCandidateGenerator(CandidateGenerator):
         self.coupling = coupling
         self._rotary_factors = draft_model.rotary_factors
         self._rotary: tuple[torch.Tensor, torch.Tensor] | None = None  # of the levels of that tree
-        self._noise: torch.Tensor | None = None  # [L, D] of the tree that is being grown
+        self._noise: torch.Tensor | None = None  # [L, D] or [B, L, D] of the tree that is being grown
         parameter = next(draft_model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         self._cache = DraftCache(self.config.num_hidden_layers)
-        self._length = 0  # pairs in the cache
+        self._lengths: list[int] = []  # pairs in the cache, of each row
+        self._num_pads: torch.Tensor | None = None  # [B, 1] of these that are padding, if there is any
         self._features: torch.Tensor | None = None  # [B, T, F] that were read, not yet fed
-        self._embeddings: torch.Tensor | None = None  # [B, T - 1, H] of the tokens that follow all but the last
+        self._next_embeddings: torch.Tensor | None = None  # [B, T, H] of the tokens after them; the last is not known
+        self._pending: list[int] = []  # how many of the T each row has, the first ones
         self._padding: torch.Tensor | None = None  # [B, pairs] bool, False where the prompt is padded
-        self._mask = MaskBuffer(self.dtype, self.device)
+        groups = self.config.num_attention_heads // self.config.num_key_value_heads
+        self._mask = MaskBuffer(self.dtype, self.device, groups)
         if self.shape.static_tree is not None:
             self._static_parents = torch.tensor(self.shape.static_tree.parents, device=self.device)
             self._static_levels = self.shape.static_tree.as_tensors(self.device)
-        self._num_real: torch.Tensor | None = None  # [B, 1] pairs in the cache that are not padding, if there is any
         self._checked = False
 
     # -- reading the target ------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def observe(
-        self, features: torch.Tensor, embeddings: torch.Tensor, attention_mask: torch.Tensor | None = None
+        self,
+        features: torch.Tensor,
+        embeddings: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        num_tokens: Sequence[int] | None = None,
     ) -> None:
         """
         Takes in tokens that the target has processed.
@@ -146,56 +153,93 @@ class JakiroCandidateGenerator(CandidateGenerator):
                 or those of several layers ([`~transformers_jakiro.target.Target.read`]).
             embeddings (`[B, T, H]`): embeddings of these tokens.
             attention_mask (`[B, T]`, *optional*): 0 where a token is padding.
+            num_tokens (`Sequence[int]`, *optional*): how many of the T each row of the batch has, the first ones; at
+                least one has all. Default: all of them.
         """
         features = features.to(self.device, self.dtype)
         embeddings = embeddings.to(self.device, self.dtype)
-        pending = 0 if self._features is None else self._features.shape[1]
-        behind_prompt = attention_mask is None and self._length > 0
-        if pending and behind_prompt and pending + features.shape[1] <= MaskBuffer.MAX_ROWS:  # until a tree is wanted
-            self._features = torch.cat((self._features, features), dim=1)
-            self._embeddings = torch.cat((self._embeddings, embeddings), dim=1)
-            return
-        if pending:  # the first of these tokens follows the last one observed before
-            self._feed(torch.cat((self._embeddings, embeddings[:, :1]), dim=1))
+        counts = [features.shape[1]] * features.shape[0] if num_tokens is None else list(num_tokens)
+        next_embeddings = embeddings.roll(-1, dims=1)
+        if self._features is not None:
+            self._set_last(embeddings[:, :1])  # the first of these tokens follows the last one observed before
+            behind_prompt = attention_mask is None and len(self._lengths) > 0
+            if behind_prompt and max(self._pending) + features.shape[1] <= MaskBuffer.MAX_ROWS:  # until one is wanted
+                self._features = _append(self._features, features, self._pending)
+                self._next_embeddings = _append(self._next_embeddings, next_embeddings, self._pending)
+                self._pending = [old + new for old, new in zip(self._pending, counts, strict=True)]
+                return
+            self._feed()
         if attention_mask is not None:
             self._append_padding(attention_mask.to(self.device, torch.bool))
-        self._features, self._embeddings = features, embeddings[:, 1:]
+        self._features, self._next_embeddings, self._pending = features, next_embeddings, counts
+
+    def _set_last(self, embedding: torch.Tensor) -> None:
+        """The embedding `[B, 1, H]` of the token after the last one observed."""
+        if len(set(self._pending)) == 1:
+            self._next_embeddings[:, self._pending[0] - 1] = embedding[:, 0]
+        else:  # a row without tokens is finished, and what it drafts not looked at
+            last = torch.tensor(self._pending, device=self.device).clamp(min=1) - 1
+            self._next_embeddings.scatter_(1, last[:, None, None].expand_as(embedding), embedding)
 
     def _append_padding(self, attention_mask: torch.Tensor):
         if self._padding is None and attention_mask.all():
             return
         if self._padding is None:
-            self._padding = attention_mask.new_ones((attention_mask.shape[0], self._length))
-            self._num_real = torch.full((attention_mask.shape[0], 1), self._length, device=self.device)
+            self._padding = attention_mask.new_ones((attention_mask.shape[0], max(self._lengths, default=0)))
         self._padding = torch.cat((self._padding, attention_mask), dim=1)
 
-    def _feed(self, embeddings: torch.Tensor, **outputs: bool) -> JakiroDraftOutput:
+    def _feed(self, **outputs: bool) -> JakiroDraftOutput:
         """Step 0: runs the drafter over the pairs (feature, embedding of the next token) not yet in its cache."""
-        features, self._features = self._features, None
-        num_new, start = features.shape[1], self._length
-        self._length = end = start + num_new
-        attention_mask, position_ids = None, None
-        in_prompt = self._padding is not None and start < self._padding.shape[1]  # only prompts are padded
-        if in_prompt:
-            known = self._padding[:, :end]
-            known = torch.nn.functional.pad(known, (0, end - known.shape[1]), value=True)
-            real = known[:, start:].long()
-            position_ids = (self._num_real + real.cumsum(dim=-1) - 1).clamp(min=0)
-            self._num_real = self._num_real + real.sum(dim=-1, keepdim=True)
+        features, next_embeddings, counts = self._features, self._next_embeddings, self._pending
+        self._features = None
+        starts = self._lengths or [0] * len(counts)
+        self._lengths = [start + count for start, count in zip(starts, counts, strict=True)]
+        num_new, start = features.shape[1], min(starts)
+        attention_mask, position_ids, self._cache.columns = None, None, None
+        if self._padding is not None and start < self._padding.shape[1]:  # a prompt, of which only the last pair waits
+            known = self._padding[:, : start + num_new]
+            known = torch.nn.functional.pad(known, (0, start + num_new - known.shape[1]), value=True)
+            position_ids = (known.cumsum(dim=-1) - 1).clamp(min=0)[:, start:]
+            self._num_pads = (~known).sum(dim=-1, keepdim=True)
             attention_mask = known.long()
-        elif self._padding is not None:
-            position_ids = self._num_real + torch.arange(num_new, device=self.device)
-            self._num_real = self._num_real + num_new
-        if start > 0 and num_new <= MaskBuffer.MAX_ROWS and not in_prompt:
-            attention_mask = self._mask.causal(start, num_new, self._padding)
-        return self.draft_model(
-            inputs_embeds=embeddings,
+        elif start > 0:
+            columns = self._first_columns(starts) + torch.arange(num_new, device=self.device)
+            position_ids = columns if self._num_pads is None else columns - self._num_pads
+            if columns.shape[0] > 1:
+                self._cache.columns = columns
+            if columns.shape[0] > 1 or num_new <= MaskBuffer.MAX_ROWS:
+                attention_mask = self._mask.causal(starts, num_new, self._padding)
+        output = self.draft_model(
+            inputs_embeds=next_embeddings,
             hidden_states=features,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=self._cache,
             **outputs,
         )
+        self._cache.columns = None
+        self._cache.truncate(max(self._lengths))
+        return output
+
+    def _first_columns(self, lengths: Sequence[int]) -> torch.LongTensor:
+        """The column behind each row's pairs: `[B, 1]`, or `[1, 1]` where it is the same."""
+        if min(lengths) == max(lengths):
+            return torch.full((1, 1), lengths[0], device=self.device)
+        return torch.tensor(lengths, device=self.device)[:, None]
+
+    def select(self, rows: torch.LongTensor) -> None:
+        """Goes on with these rows of the batch (`[R]`, increasing)."""
+        rows = rows.to(self.device)
+        kept = rows.tolist()
+        self._cache.select(rows)
+        self._lengths, self._pending = [self._lengths[row] for row in kept], [self._pending[row] for row in kept]
+        longest = max(self._pending)
+        self._features = self._features[rows, :longest]
+        self._next_embeddings = self._next_embeddings[rows, :longest]
+        self._cache.truncate(max(self._lengths))
+        self._mask.clear()
+        if self._padding is not None:
+            self._padding, self._num_pads = self._padding[rows], self._num_pads[rows]
 
     # -- drafting ----------------------------------------------------------------------------------------------------
 
@@ -217,30 +261,31 @@ class JakiroCandidateGenerator(CandidateGenerator):
             shape = shape.limited(max_depth)
         if shape.depth < 1:
             return DraftTree.root_only(root)
-        output = self._feed(
-            torch.cat((self._embeddings, self._embed(root[:, None])), dim=1),
-            **self._outputs(contrastive=shape.two_levels and shape.depth == 2),
-        )
+        counts = self._pending
+        self._set_last(self._embed(root[:, None]))
+        output = self._feed(**self._outputs(contrastive=shape.two_levels and shape.depth == 2))
         output = JakiroDraftOutput(
-            **{name: value[..., -1:, :] for name, value in output.items() if isinstance(value, torch.Tensor)}
+            **{name: _last(value, counts) for name, value in output.items() if isinstance(value, torch.Tensor)}
         )
         if not self._checked:
             self._check_finite(output.last_hidden_state)
             self._checked = True
         if shape.depth > 1:  # positions of the levels, the same for all nodes of a level
-            first = torch.full((1, 1), self._length, device=self.device) if self._padding is None else self._num_real
+            first = self._first_columns(self._lengths)
+            if self._num_pads is not None:
+                first = first - self._num_pads
             self._rotary = self._rotary_factors(first + torch.arange(shape.depth - 1, device=self.device))
         if self.coupling is not None:
             self._noise = self._draw(shape.depth)
         grow = self._grow_dynamic if shape.static_tree is None else self._grow_static
         tree = grow(root.to(self.device), output, shape)
-        self._cache.truncate(self._length)
+        self._cache.truncate(max(self._lengths))
         return tree
 
     def _draw(self, num_levels: int) -> torch.Tensor:
-        """The noise that the target will choose each level's token with: `[L, D]`."""
+        """The noise that the target will choose each level's token with: `[L, D]`, or `[B, L, D]`."""
         noise = self.coupling.noise(num_levels)
-        return noise if self._draft_token_ids is None else noise[:, self._draft_token_ids.to(noise.device)]
+        return noise if self._draft_token_ids is None else noise[..., self._draft_token_ids.to(noise.device)]
 
     def _grow_dynamic(self, root: torch.LongTensor, output: JakiroDraftOutput, shape: TreeShape) -> DraftTree:
         """The K best children of the W best nodes of each level, then the best of all (`L - 1` drafter forwards)."""
@@ -250,14 +295,15 @@ class JakiroCandidateGenerator(CandidateGenerator):
         frontier_scores = output.last_hidden_state.new_zeros((batch_size, 1), dtype=torch.float32)
         frontier_index = root.new_full((batch_size, 1), -1)
         frontier_parent, block, num_candidates = None, None, 0
+        logits, contrastive_logits = self._logits(output)
         for level in range(1, shape.depth + 1):
             if level == shape.depth and shape.two_levels:
                 # this level has no forward of its own: a node's children are its parent's contrastive candidates
-                child_log_probs, child_tokens = self._best_children(output, level, top_k, contrastive=True)
+                child_log_probs, child_tokens = self._best_children(contrastive_logits, level, top_k)
                 child_log_probs = _gather_rows(child_log_probs, frontier_parent)
                 child_tokens = _gather_rows(child_tokens, frontier_parent)
             else:
-                child_log_probs, child_tokens = self._best_children(output, level, top_k)
+                child_log_probs, child_tokens = self._best_children(logits, level, top_k)
             child_scores = (frontier_scores[..., None] + child_log_probs).flatten(1)  # [B, W * K]
             child_tokens = child_tokens.flatten(1)
             tokens.append(child_tokens)
@@ -277,6 +323,7 @@ class JakiroCandidateGenerator(CandidateGenerator):
             output = self._expand(
                 child_tokens.gather(1, best), features, level, block, shape.two_levels and level == shape.depth - 2
             )
+            logits, contrastive_logits = self._logits(output)
         return select_tree(
             root,
             torch.cat(tokens, dim=1),
@@ -289,11 +336,13 @@ class JakiroCandidateGenerator(CandidateGenerator):
     def _grow_static(self, root: torch.LongTensor, output: JakiroDraftOutput, shape: TreeShape) -> DraftTree:
         """The tree of the config: each node is its parent's child of a fixed rank."""
         tokens, block, frontier_parent = [root[:, None]], None, None
+        logits, contrastive_logits = self._logits(output)
         for level, (parent, rank, expanded) in enumerate(self._static_levels[: shape.depth], start=1):
-            contrastive = level == shape.depth and shape.two_levels
-            _, child_tokens = self._best_children(output, level, shape.top_k, contrastive)
-            if contrastive:
+            if level == shape.depth and shape.two_levels:
+                _, child_tokens = self._best_children(contrastive_logits, level, shape.top_k)
                 child_tokens = _gather_rows(child_tokens, frontier_parent)
+            else:
+                _, child_tokens = self._best_children(logits, level, shape.top_k)
             level_tokens = child_tokens[:, parent, rank]  # [B, W]
             tokens.append(level_tokens)
             if level == shape.depth:
@@ -306,6 +355,7 @@ class JakiroCandidateGenerator(CandidateGenerator):
             output = self._expand(
                 level_tokens[:, expanded], features, level, block, shape.two_levels and level == shape.depth - 2
             )
+            logits, contrastive_logits = self._logits(output)
         all_tokens = torch.cat(tokens, dim=1)
         parents = self._static_parents[: all_tokens.shape[1]].expand(root.shape[0], -1)
         return DraftTree(all_tokens, parents, max_depth=shape.depth)
@@ -318,7 +368,7 @@ class JakiroCandidateGenerator(CandidateGenerator):
         return self.draft_model(
             inputs_embeds=self._embed(tokens),
             hidden_states=features,
-            attention_mask=self._mask.tree(self._length, block, self._padding),
+            attention_mask=self._mask.tree(self._lengths, block, self._padding),
             position_embeddings=(cos[:, :, level - 1 : level], sin[:, :, level - 1 : level]),
             past_key_values=self._cache,
             **self._outputs(contrastive),
@@ -333,9 +383,19 @@ class JakiroCandidateGenerator(CandidateGenerator):
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
         return self.target.embed(tokens).to(self.device, self.dtype)
 
-    def _best_children(
-        self, output: JakiroDraftOutput, level: int, top_k: int, contrastive: bool = False
-    ) -> tuple[torch.Tensor, torch.LongTensor]:
+    def _logits(self, output: JakiroDraftOutput) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Logits (float32) of the nodes' next tokens `[B, W, D]`, of decoupled experts one each `[2, B, W, D]`; and those
+        of the tokens after them `[B, W, D]`, if the drafter was asked for contrastive features. In one head call.
+        """
+        if output.expert_hidden_states is not None:
+            return self._head(output.expert_hidden_states).float(), None
+        if output.contrastive_hidden_state is None:
+            return self._head(output.last_hidden_state).float(), None
+        features = torch.stack((output.last_hidden_state, output.contrastive_hidden_state))
+        return self._head(features).float().unbind()
+
+    def _best_children(self, logits: torch.Tensor, level: int, top_k: int) -> tuple[torch.Tensor, torch.LongTensor]:
         """
         The best next tokens of each node, best first: log-probabilities (float32) and tokens, both `[B, W, K]`.
         Probabilities are those among the tokens that can be drafted, at the tree's temperature; given the noise of
@@ -344,21 +404,18 @@ class JakiroCandidateGenerator(CandidateGenerator):
         Decoupled experts (Jakiro\\*) are heads of their own: a token's probability is the larger of the two, so the
         best tokens are the deduplicated union of both experts' best.
         """
-        if output.expert_hidden_states is not None:
-            features = output.expert_hidden_states  # [2, B, W, H]
-        else:
-            features = output.contrastive_hidden_state if contrastive else output.last_hidden_state  # [B, W, H]
-        logits = self._head(features).float()  # [..., W, D]
+        decoupled = logits.ndim == 4
         if self._noise is None:
             logits = logits / self.shape.temperature
-        if self._noise is None or output.expert_hidden_states is not None:
+        if self._noise is None or decoupled:
             logits = logits.log_softmax(dim=-1)
-        if output.expert_hidden_states is not None:
+        if decoupled:
             logits = logits.amax(dim=0)
         if self._noise is None:
             best, tokens = logits.topk(top_k, dim=-1)
         else:
-            noise = self._noise[level - 1].to(logits.device)
+            noise = self._noise[..., level - 1, :].to(logits.device)
+            noise = noise if noise.ndim == 1 else noise[:, None]
             best, tokens = self.coupling.best(logits, noise, self.shape.temperature, top_k)
         tokens = tokens.to(self.device)
         if self._draft_token_ids is not None:
@@ -394,7 +451,7 @@ class JakiroCandidateGenerator(CandidateGenerator):
         if is_first_iteration:  # nothing to read yet: let the target process the prompt
             return input_ids, None
         features = self.target.read(model_outputs.hidden_states)
-        if self._length > 0:  # candidates that were not accepted are no part of the text
+        if self._lengths:  # candidates that were not accepted are no part of the text
             features = features[:, : int(n_last_matches) + 1]
         tokens = input_ids[:, -features.shape[1] - 1 :]  # those of the features, then the new root
         self.observe(features, self._embed(tokens[:, :-1]))
@@ -408,23 +465,33 @@ class JakiroCandidateGenerator(CandidateGenerator):
 
 class MaskBuffer:
     """
-    Additive attention masks of the drafter's small forwards. The columns of the prefix are zeros that were written
-    once; only the columns of the new tokens are written per forward, so the cost does not grow with the context.
+    Additive attention masks of the drafter's small forwards, repeated for each of the G query heads that share a
+    key/value head. The columns of the prefix are zeros that were written once; only the columns of the new tokens are
+    written per forward, so the cost does not grow with the context.
     """
 
     MAX_ROWS = 64
 
-    def __init__(self, dtype: torch.dtype, device: torch.device):
+    def __init__(self, dtype: torch.dtype, device: torch.device, num_groups: int):
         self._minimum = torch.finfo(dtype).min
-        self._dtype, self._device = dtype, device
+        self._dtype, self._device, self._num_groups = dtype, device, num_groups
         self._buffer = torch.zeros((1, 1, self.MAX_ROWS, 0), dtype=dtype, device=device)
         self._self_block = torch.zeros((0, 0), dtype=dtype, device=device)  # a level's nodes see themselves
         self._prefix = 0  # columns of the prefix as of the last call; those behind may hold a block
 
-    def causal(self, past: int, rows: int, padding: torch.Tensor | None) -> torch.Tensor:
-        """`[B, 1, rows, past + rows]`: each row sees the prefix and the rows up to itself."""
-        block = torch.full((rows, rows), self._minimum, dtype=self._dtype, device=self._device).triu(1)
-        return self._write(past, block[None, None], padding)
+    def clear(self) -> None:
+        """Forgets what was written: the batch has changed."""
+        self._buffer, self._prefix = self._buffer.new_zeros((1, 1, self.MAX_ROWS, 0)), 0
+
+    def causal(self, past: Sequence[int], rows: int, padding: torch.Tensor | None) -> torch.Tensor:
+        """`[B, 1, G * rows, max(past) + rows]`: each row sees its part of the prefix and the rows up to itself."""
+        if len(set(past)) == 1:
+            block = torch.full((rows, rows), self._minimum, dtype=self._dtype, device=self._device).triu(1)
+            return self._write(min(past), block[None, None], padding)
+        first = min(past)
+        columns = torch.arange(first, max(past) + rows, device=self._device)
+        seen = torch.tensor(past, device=self._device)[:, None] + torch.arange(rows, device=self._device)
+        return self._write(first, self._hide(columns > seen[:, None, :, None]), padding)
 
     def extend(self, block: torch.Tensor | None, parents: torch.Tensor, width: int) -> torch.Tensor:
         """
@@ -444,14 +511,23 @@ class MaskBuffer:
         rows = block.gather(2, parents[:, None, :, None].expand(-1, 1, -1, block.shape[-1]))
         return torch.cat((rows, eye), dim=-1)
 
-    def tree(self, past: int, block: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
-        """`[B, 1, W, past + C]`: the prefix and a level's block."""
-        return self._write(past, block, padding)
+    def tree(self, past: Sequence[int], block: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
+        """`[B, 1, G * W, max(past) + C]`: each row's part of the prefix, and a level's block."""
+        first = min(past)
+        if max(past) > first:
+            columns = torch.arange(first, max(past), device=self._device)
+            behind = self._hide(columns >= torch.tensor(past, device=self._device)[:, None, None, None])
+            block = torch.cat((behind.expand(-1, -1, block.shape[2], -1), block), dim=-1)
+        return self._write(first, block, padding)
+
+    def _hide(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(hidden.shape, dtype=self._dtype, device=self._device).masked_fill_(hidden, self._minimum)
 
     def _write(self, past: int, block: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
-        rows, columns = block.shape[2:]
-        batch_size = block.shape[0] if padding is None else padding.shape[0]
+        columns = block.shape[3]
+        rows = self._num_groups * block.shape[2]
         size = self._buffer.shape
+        batch_size = max(size[0], block.shape[0], 1 if padding is None else padding.shape[0])
         if batch_size != size[0] or rows > size[2] or past + columns > size[3]:
             width = 64 * (2 * (past + columns) // 64 + 4)  # rows stay aligned for the attention kernels
             self._buffer = self._buffer.new_zeros((batch_size, 1, max(rows, size[2]), width))
@@ -463,8 +539,27 @@ class MaskBuffer:
                 hidden = ~padding[:, None, None, new]
                 self._buffer[..., new][..., : hidden.shape[-1]].masked_fill_(hidden, self._minimum)
             self._prefix = past
-        self._buffer[:, :, :rows, past : past + columns] = block
-        return self._buffer[:, :, :rows, : past + columns]
+        mask = self._buffer[:, :, :rows, : past + columns]
+        mask[..., past:].unflatten(2, (self._num_groups, -1)).copy_(block.unsqueeze(2))
+        return mask
+
+
+def _append(old: torch.Tensor, new: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    """`new` (`[B, T', X]`) behind the first `counts` of `old` (`[B, T, X]`) in each row."""
+    if min(counts) == old.shape[1]:
+        return torch.cat((old, new), dim=1)
+    joined = torch.nn.functional.pad(old, (0, 0, 0, new.shape[1]))
+    columns = torch.tensor(counts, device=new.device)[:, None] + torch.arange(new.shape[1], device=new.device)
+    joined.scatter_(1, columns[..., None].expand_as(new), new)
+    return joined[:, : max(counts) + new.shape[1]]
+
+
+def _last(values: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    """The last of the first `counts` of each row: `[..., B, T, X]` → `[..., B, 1, X]`."""
+    if min(counts) == values.shape[-2]:
+        return values[..., -1:, :]
+    last = torch.tensor(counts, device=values.device).clamp(min=1) - 1
+    return values.gather(-2, last[:, None, None].expand(*values.shape[:-2], 1, values.shape[-1]))
 
 
 def _gather_rows(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

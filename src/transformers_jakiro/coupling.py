@@ -11,10 +11,14 @@ The target samples as ever, from its own probabilities and with its own draws; o
 the noise. Hence the text is that of plain sampling, seed by seed and in distribution. (The same coupling between two
 models that share their random numbers: Daliri et al., arXiv 2408.07978.)
 
-Symbols in shape comments: B batch, W nodes, V vocabulary, D tokens that can be drafted, K children per node.
+In a batch, `torch.multinomial` draws for all rows at once, the finished ones too. Here rows get ahead of one another,
+so each takes its own part of the draw that it has come to.
+
+Symbols in shape comments: B batch, R some rows of it, W nodes, V vocabulary, D tokens that can be drafted, K children
+per node.
 """
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from functools import cache
 
@@ -30,7 +34,7 @@ from transformers import (
 )
 
 # those that leave tokens out, judging by one distribution alone (what subclasses do is not known)
-_WARPERS = (
+WARPERS = (
     TopKLogitsWarper,
     TopPLogitsWarper,
     MinPLogitsWarper,
@@ -44,6 +48,8 @@ _NUM_CANDIDATES = 256
 # keep it. Tokens per forward of a chat model of 44M parameters at temperature 0.7, top-k 20, top-p 0.8: 3.6 at 0, 4.1
 # at 1.5, 4.0 at 3, 3.8 at infinity.
 _LEFT_OUT_PENALTY = 1.5
+# Draws of a batch that are kept; the others are drawn again from the state that was noted.
+_DRAWN_BYTES = 256 * 1024**2
 
 
 class SamplingCoupling:
@@ -66,7 +72,7 @@ class SamplingCoupling:
         device: torch.device,
     ):
         self.temperature = temperature
-        self._warpers = [processor for processor in logits_processor if type(processor) in _WARPERS]
+        self._warpers = [processor for processor in logits_processor if type(processor) in WARPERS]
         self._top_k = max(
             (warper.top_k for warper in self._warpers if isinstance(warper, TopKLogitsWarper)), default=0
         )
@@ -79,14 +85,14 @@ class SamplingCoupling:
         """
         Gumbel noise `[num_draws, V]` (float32) of the next tokens to be sampled. Leaves the random generator as it is.
         """
-        state = _random_state(self._device)
+        state = random_state(self._device)
         while self._drawn and not torch.equal(self._drawn[0][0], state):  # what has been used up, or is of no use
             self._drawn.popleft()
         if not self._drawn:
             self._generator.set_state(state)
         while len(self._drawn) < num_draws:
             state = self._generator.get_state()
-            self._drawn.append((state, -_exponential(self._vocab_size, self._generator).log()))
+            self._drawn.append((state, -_exponential((1, self._vocab_size), self._generator).log()))
         return torch.cat([self._drawn[index][1] for index in range(num_draws)])
 
     def best(
@@ -97,7 +103,7 @@ class SamplingCoupling:
 
         Args:
             logits (`[B, W, D]`, float32): the drafter's.
-            noise (`[D]`): of the draw.
+            noise (`[D]` or `[B, 1, D]`): of the draw.
             tree_temperature (`float`): how far the drafter's logits may be from the target's.
             top_k (`int`): K.
 
@@ -118,29 +124,91 @@ class SamplingCoupling:
         return log_probs, best if candidates is None else candidates.gather(-1, best)
 
 
+class BatchCoupling(SamplingCoupling):
+    """
+    The noise of a batch whose rows have come to different draws. It makes the draws of plain sampling itself, so that
+    each row gets the tokens it would get there.
+
+    Args:
+        batch_size (`int`): B.
+        Others: as for [`SamplingCoupling`].
+    """
+
+    def __init__(self, batch_size: int, *args):
+        super().__init__(*args)
+        self.rows = list(range(batch_size))  # those that are still generated
+        self._shape = (batch_size, self._vocab_size)
+        self._next_draw = [0] * batch_size
+        self._states = [random_state(self._device)]  # before each draw
+        self._draws: OrderedDict[int, torch.Tensor] = OrderedDict()  # the last ones used
+        self._max_draws = max(16, _DRAWN_BYTES // (4 * batch_size * self._vocab_size))
+
+    def take(self, rows: Sequence[int]) -> torch.Tensor:
+        """The exponential numbers `[R, V]` of the next draw of each row (counted among all B), which is done then."""
+        numbers = torch.stack([self._draw(self._next_draw[row])[row] for row in rows])
+        for row in rows:
+            self._next_draw[row] += 1
+        return numbers
+
+    def noise(self, num_draws: int) -> torch.Tensor:
+        """Gumbel noise `[R, num_draws, V]` (float32) of the next tokens of each of the `rows`."""
+        draws = [
+            torch.stack([self._draw(self._next_draw[row] + step)[row] for step in range(num_draws)])
+            for row in self.rows
+        ]
+        return -torch.stack(draws).log()
+
+    def finish(self) -> None:
+        """Leaves the random generator as plain sampling does, which goes on until the last row has ended."""
+        set_random_state(self._states[max(self._next_draw)], self._device)
+
+    def _draw(self, index: int) -> torch.Tensor:
+        """All numbers of a draw, `[B, V]`."""
+        if index in self._draws:
+            self._draws.move_to_end(index)
+            return self._draws[index]
+        for number in range(min(index, len(self._states) - 1), index + 1):
+            self._generator.set_state(self._states[number])
+            self._draws[number] = _exponential(self._shape, self._generator)
+            if number + 1 == len(self._states):
+                self._states.append(self._generator.get_state())
+        while len(self._draws) > self._max_draws:
+            self._draws.popitem(last=False)
+        return self._draws[index]
+
+
 @cache
 def can_couple(device: torch.device) -> bool:
     """Whether a device samples as described above, and lets its random state be read."""
     if device.type not in ("cpu", "cuda", "xpu"):
         return False
     ours, theirs = torch.Generator(device), torch.Generator(device)
-    probabilities = torch.full((1, 1024), 1 / 1024, device=device)
-    for _ in range(4):  # by chance: one in 2^40
+    for batch_size in (1, 1, 3):  # by chance: one in 2^50
+        probabilities = torch.full((batch_size, 1024), 1 / 1024, device=device)
         ours.set_state(theirs.get_state())
-        token = torch.multinomial(probabilities, num_samples=1, generator=theirs)
-        if int((probabilities / _exponential(1024, ours)).argmax()) != int(token):
+        tokens = torch.multinomial(probabilities, num_samples=1, generator=theirs).flatten()
+        if not torch.equal((probabilities / _exponential((batch_size, 1024), ours)).argmax(dim=-1), tokens):
             return False
     return True
 
 
-def _exponential(vocab_size: int, generator: torch.Generator) -> torch.Tensor:
-    return torch.empty((1, vocab_size), device=generator.device).exponential_(generator=generator)
+def _exponential(shape: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
+    return torch.empty(shape, device=generator.device).exponential_(generator=generator)
 
 
-def _random_state(device: torch.device) -> torch.Tensor:
+def random_state(device: torch.device) -> torch.Tensor:
+    """State of the random generator that a device samples with."""
     if device.type == "cpu":
         return torch.get_rng_state()
     return torch.get_device_module(device).get_rng_state(device)
 
 
-__all__ = ["SamplingCoupling", "can_couple"]
+def set_random_state(state: torch.Tensor, device: torch.device) -> None:
+    """Takes a device's random generator back to a state that [`random_state`] gave."""
+    if device.type == "cpu":
+        torch.set_rng_state(state)
+    else:
+        torch.get_device_module(device).set_rng_state(state, device)
+
+
+__all__ = ["BatchCoupling", "SamplingCoupling", "can_couple", "random_state", "set_random_state"]

@@ -10,11 +10,19 @@ Symbols in shape comments: B batch, T tokens of the prompt, n nodes of a tree, H
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
-from transformers import Cache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers import (
+    Cache,
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+)
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
@@ -22,11 +30,11 @@ from . import _compat
 from .adaptive import AdaptiveSchedule
 from .candidate_generator import JakiroCandidateGenerator, TreeShape
 from .configuration_jakiro import JakiroDraftConfig
-from .coupling import SamplingCoupling, can_couple
+from .coupling import WARPERS, BatchCoupling, SamplingCoupling, can_couple
 from .target import Target
 from .tree import DraftTree
 from .tree_attention import TreeAttentionMask, why_no_trees
-from .verification import walk_tree
+from .verification import walk_trees
 
 
 @dataclass
@@ -97,11 +105,6 @@ def check_request(model: PreTrainedModel, draft_model: PreTrainedModel, generati
             f"Drafting needs `num_beams=1`, got {generation_config.num_beams}: beam search would run without the "
             "drafter. Leave out `num_beams` or `assistant_model`."
         )
-    if generation_config.num_return_sequences > 1:
-        raise NotImplementedError(
-            "`num_return_sequences > 1` makes a batch, which a Jakiro drafter cannot serve yet: got "
-            f"{generation_config.num_return_sequences}. Call `generate` once per sequence."
-        )
     if generation_config.use_cache is False:
         raise ValueError("Drafting needs the key/value cache, got `use_cache=False`. Pass `use_cache=True`.")
 
@@ -136,13 +139,9 @@ def jakiro_decode(
 
     Raises:
         ValueError: if the prompt is empty, the two models do not fit, or the drafter's features are not finite.
-        NotImplementedError: for batches, and for caches and heads that cannot be drafted for (yet).
+        NotImplementedError: for caches and heads that cannot be drafted for (yet), and for batches where trees cannot
+            be verified.
     """
-    if input_ids.shape[0] != 1:
-        raise NotImplementedError(
-            f"A Jakiro drafter serves one sequence at a time for now, got a batch of {input_ids.shape[0]}. Call "
-            "`generate` once per prompt."
-        )
     if input_ids.shape[1] == 0 and model_kwargs.get("inputs_embeds") is None:
         raise ValueError(
             "The prompt is empty: the drafter reads the target's hidden states of the prompt, so there must be at "
@@ -154,48 +153,59 @@ def jakiro_decode(
     _compat.check_cache(cache)
 
     target = Target.of(model, assistant_model)
+    batch_size, device = input_ids.shape[0], input_ids.device
     temperature = (generation_config.temperature or 1.0) if generation_config.do_sample else 0.0
-    coupling = None
-    if temperature > 0 and assistant_model.config.couple_sampling and can_couple(input_ids.device):
-        coupling = SamplingCoupling(temperature, logits_processor, target.config.vocab_size, input_ids.device)
+    noise: SamplingCoupling | None = None  # what the target's draws come from, if that can be known
+    if temperature > 0 and can_couple(device):
+        kind = SamplingCoupling if batch_size == 1 else partial(BatchCoupling, batch_size)
+        noise = kind(temperature, logits_processor, target.config.vocab_size, device)
+    coupling = noise if assistant_model.config.couple_sampling else None
     shape = TreeShape.from_config(
         assistant_model.config, num_assistant_tokens, temperature if coupling is None else 0.0
     )
     drafter = JakiroCandidateGenerator(assistant_model, target, shape, coupling=coupling)
-    row = _Row(input_ids, generation_config, logits_processor, stopping_criteria)
+    batch = _Batch(input_ids, generation_config, logits_processor, stopping_criteria, noise)
     outputs = _prefill(target, drafter, input_ids, generation_config, model_kwargs)
-    forward = _TreeForward(target, cache, generation_config, model_kwargs, prompt_length=cache.get_seq_length())
+    forward = _TreeForward(target, cache, generation_config, model_kwargs, batch_size, cache.get_seq_length())
     schedule = AdaptiveSchedule() if _compat.wants_adaptive_trees(generation_config) else None
-    token = row.choose(outputs.logits[:, -1])
-    row.emit(token)
-    row.record_prefill(outputs)
-    put_step = _step_putter(streamer)
-    put_step([token], None, [])
+    put_step = _step_putter(streamer, batch)
+    put_step(batch.start(outputs), None, [[]])
     del outputs
+    # who gets to see the cache gets all rows in it
+    may_drop_rows = not (generation_config.return_dict_in_generate or _compat.is_user_defined(cache))
 
-    while _compat.has_unfinished_sequences(model, row.finished, synced_gpus, input_ids.device):
-        if row.finished:  # other processes still generate and need this one's share of the forwards
-            forward.run(DraftTree.root_only(row.last_token))
-            forward.keep([])
+    while _compat.has_unfinished_sequences(model, batch.finished, synced_gpus, device):
+        if batch.finished:  # other processes still generate and need this one's share of the forwards
+            forward.run(DraftTree.root_only(batch.last_tokens))
+            forward.keep([[]] * len(batch.rows))
             continue
-        max_depth = row.tokens_left - 1 if schedule is None or schedule.wants_tree() else 0
-        tree = drafter.propose(row.last_token, max_depth=max_depth, chain=forward.chain_only)
+        unfinished = batch.unfinished
+        if may_drop_rows and len(unfinished) < len(batch.rows):
+            batch.select(unfinished)
+            kept = torch.tensor(unfinished, device=device)
+            drafter.select(kept)
+            forward.select(kept)
+        max_depth = batch.tokens_left - 1 if schedule is None or schedule.wants_tree() else 0
+        tree = drafter.propose(batch.last_tokens, max_depth=max_depth, chain=forward.chain_only)
         if schedule is not None:
             tree = schedule.resize(tree)
         outputs = forward.run(tree)
-        visited, emitted = row.walk(tree, outputs)
+        visited, emitted = batch.walk(tree, outputs)
         nodes = forward.keep(visited)
         drafter.observe(
-            target.read(outputs.hidden_states).index_select(1, nodes),
-            target.embed(tree.tokens.index_select(1, nodes.to(tree.tokens.device))),
+            _gather_nodes(target.read(outputs.hidden_states), nodes),
+            target.embed(tree.tokens.gather(1, nodes.to(tree.tokens.device))),
+            num_tokens=[len(path) for path in visited],
         )
         if schedule is not None:
-            schedule.record(tree, len(emitted))
+            schedule.record(tree, sum(map(len, emitted)) / sum(map(bool, emitted)))
         put_step(emitted, tree, visited)
     forward.close()
+    if isinstance(noise, BatchCoupling):
+        noise.finish()
     if streamer is not None:
         streamer.end()
-    return row.result(cache)
+    return batch.result(cache)
 
 
 def jakiro_generate(
@@ -292,6 +302,12 @@ def _prefill(
     return outputs
 
 
+def _gather_nodes(states: torch.Tensor, nodes: torch.LongTensor) -> torch.Tensor:
+    """`[B, n, X]` and `[B, k]` → `[B, k, X]`."""
+    index = nodes.to(states.device)[..., None]
+    return states.gather(1, index.expand(-1, -1, states.shape[-1]))
+
+
 class _TreeForward:
     """The target's forwards over trees in one generation, and its cache between them."""
 
@@ -301,18 +317,26 @@ class _TreeForward:
         cache: Cache,
         generation_config: GenerationConfig,
         model_kwargs: dict[str, Any],
+        batch_size: int,
         prompt_length: int,
     ):
         model = target.model
         self._model, self._cache = model, cache
-        # only now: a cache that records the past keeps the whole prompt in layers with a sliding window
-        self._recording = _compat.start_recording(cache)
+        self._lengths = [int(prompt_length)] * batch_size  # cached tokens of each row
+        self._is_batch = batch_size > 1  # when it began
         reason = _compat.check_cache(cache) or why_no_trees(model)
         self.chain_only = reason is not None
+        if self.chain_only and self._is_batch:
+            raise NotImplementedError(
+                f"In a batch, rows get ahead of one another, for which {type(model).__name__} must take masks as "
+                f"trees need them, but {reason}. Pass one prompt at a time, or leave out `assistant_model`."
+            )
         if self.chain_only:
             warnings.warn(
                 f"The drafter proposes chains instead of trees for {type(model).__name__}: {reason}.", stacklevel=5
             )
+        # only now: a cache that records the past keeps the whole prompt in layers with a sliding window
+        self._recording = _compat.start_recording(cache, self._is_batch)
         padding = model_kwargs.get("attention_mask")
         if padding is not None:
             padding = torch.nn.functional.pad(padding, (0, int(prompt_length) - padding.shape[1]), value=1)
@@ -337,36 +361,129 @@ class _TreeForward:
     def run(self, tree: DraftTree) -> Any:
         """The target's outputs for all nodes: logits `[B, n, V]`, hidden states `[B, n, H]`. Extends the cache."""
         self._num_nodes = tree.num_nodes
-        prefix_length = int(self._cache.get_seq_length())
+        shortest, longest = min(self._lengths), max(self._lengths)
         kwargs = dict(self._kwargs)
         if self._position_offset is not None:
-            kwargs["position_ids"] = tree.depths.to(self._device) + (self._position_offset + prefix_length)
+            first = self._position_offset + longest
+            if shortest < longest:
+                first = first - longest + torch.tensor(self._lengths, device=self._device)[:, None]
+            kwargs["position_ids"] = tree.depths.to(self._device) + first
         if self._mask is not None:
-            kwargs["attention_mask"] = self._mask.build(tree, self._cache)
+            kwargs["attention_mask"] = self._mask.build(tree, self._cache, self._lengths)
         elif self._padding is not None:  # a chain: the model's own causal mask does
-            missing = prefix_length + tree.num_nodes - self._padding.shape[1]
+            missing = longest + tree.num_nodes - self._padding.shape[1]
             kwargs["attention_mask"] = torch.nn.functional.pad(self._padding, (0, missing), value=1)
         return self._model(input_ids=tree.tokens.to(self._device), **kwargs)
 
-    def keep(self, visited: list[int]) -> torch.LongTensor:
-        """Keeps the accepted path of the last tree in the cache. Returns its nodes as a tensor `[k]`."""
-        nodes = torch.tensor(visited, dtype=torch.long, device=self._device)
-        is_prefix = not visited or visited[-1] == len(visited) - 1
+    def keep(self, visited: list[list[int]]) -> torch.LongTensor:
+        """
+        Keeps each row's accepted path of the last tree in the cache. Returns their nodes as a tensor `[B, k]`; what a
+        row has less than k is 0.
+        """
+        longest = max(map(len, visited))
+        nodes = torch.tensor([path + [0] * (longest - len(path)) for path in visited], dtype=torch.long)
+        nodes = nodes.to(self._device)
+        lengths = self._lengths
+        self._lengths = [length + len(path) for length, path in zip(lengths, visited, strict=True)]
         if self.chain_only:
-            self._cache.crop(len(visited) - self._num_nodes)
+            self._cache.crop(longest - self._num_nodes)
+        elif not self._is_batch:
+            is_prefix = not visited[0] or visited[0][-1] == longest - 1
+            _compat.keep_nodes(self._cache, self._num_nodes, nodes[0], is_prefix)
         else:
-            _compat.keep_nodes(self._cache, self._num_nodes, nodes, is_prefix)
+            _compat.keep_rows(self._cache, self._num_nodes, nodes, lengths, self._lengths)
         return nodes
+
+    def select(self, rows: torch.LongTensor) -> None:
+        """Goes on with these rows of the batch."""
+        longest = max(self._lengths)
+        self._lengths = [self._lengths[row] for row in rows.tolist()]
+        _compat.select_rows(self._cache, rows, longest - max(self._lengths))
+        self._mask.select(rows)
+        if self._position_offset is not None and self._position_offset.shape[-2] > 1:
+            self._position_offset = self._position_offset.index_select(-2, rows.to(self._device))
 
     def close(self) -> None:
         """Leaves the cache as plain `generate` leaves it."""
-        _compat.stop_recording(self._recording)
+        _compat.stop_recording(self._cache, self._recording)
 
 
 class _Row:
-    """
-    One sequence of the batch: its tokens, how the next one is chosen, when it ends, and what is recorded of it.
-    """
+    """One sequence of the batch: its tokens, when it ends, and what is recorded of it."""
+
+    def __init__(
+        self,
+        index: int,
+        input_ids: torch.LongTensor,
+        generation_config: GenerationConfig,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+    ):
+        self.index = index  # in the batch that `generate` was called with
+        self.processor = logits_processor
+        self._max_length, self._end_tokens, self._criteria = _compat.host_criteria(stopping_criteria)
+        if self._max_length is None:
+            self._max_length = generation_config.max_length
+        self.length = input_ids.shape[1]
+        # `input_ids` of the processors and criteria are views of this buffer
+        self._ids = input_ids.new_empty((1, max(self._max_length, self.length + 1)))
+        self._ids[:, : self.length] = input_ids
+        self.tokens: list[int] = []  # generated
+        self.finished = False
+        self.stop_length: int | None = None  # where a criterion or the limit was met first
+        self.accept_lengths: list[int] = []
+        wants = generation_config.return_dict_in_generate
+        self.scores: tuple | None = () if wants and generation_config.output_scores else None
+        self.logits: tuple | None = () if wants and generation_config.output_logits else None
+        self.attentions: tuple | None = () if wants and generation_config.output_attentions else None
+        self.hidden_states: tuple | None = () if wants and generation_config.output_hidden_states else None
+
+    @property
+    def ids(self) -> torch.LongTensor:
+        """`[1, T]`"""
+        return self._ids[:, : self.length]
+
+    @property
+    def tokens_left(self) -> int:
+        """Tokens that may still be generated."""
+        return self._max_length - self.length
+
+    def emit(self, token: int) -> bool:
+        """Appends a token. Returns whether it ends the sequence."""
+        self._ids[:, self.length] = token
+        self.tokens.append(token)
+        self.length += 1
+        stops = self.length >= self._max_length or token in self._end_tokens
+        if self._criteria:
+            stops |= bool(self._criteria(self.ids, self.scores).all())
+        if stops and self.stop_length is None:
+            self.stop_length = self.length
+        return stops
+
+    def record(self, outputs: Any, row: int, visited: list[int], num_nodes: int, num_behind: int) -> None:
+        """
+        One element per emitted token, shaped as if it had been computed alone. `row`: in the outputs; `num_behind`:
+        cached columns behind its end.
+        """
+        self.accept_lengths.append(len(visited) - 1)
+        for step, node in enumerate(visited):
+            if self.hidden_states is not None:
+                self.hidden_states += (
+                    tuple(states[row : row + 1, node : node + 1] for states in outputs.hidden_states),
+                )
+            if self.attentions is not None:
+                path = visited[: step + 1]
+                windows = [getattr(layer, "sliding_window", None) for layer in outputs.past_key_values.layers]
+                self.attentions += (
+                    tuple(
+                        _path_attention(weights, row, node, path, num_nodes, window, num_behind)
+                        for weights, window in zip(outputs.attentions, windows, strict=True)
+                    ),
+                )
+
+
+class _Batch:
+    """The sequences of a generation, how their next tokens are chosen, and what is returned in the end."""
 
     def __init__(
         self,
@@ -374,151 +491,249 @@ class _Row:
         generation_config: GenerationConfig,
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
+        noise: SamplingCoupling | None,
     ):
-        self._config = generation_config
-        self._processor = logits_processor
-        self._max_length, self._end_tokens, self._criteria = _compat.host_criteria(stopping_criteria)
-        if self._max_length is None:
-            self._max_length = generation_config.max_length
-        self._length = input_ids.shape[1]
-        # `input_ids` of the processors and criteria are views of this buffer
-        self._ids = input_ids.new_empty((1, max(self._max_length, self._length + 1)))
-        self._ids[:, : self._length] = input_ids
-        self.finished = False
-        self.accept_lengths: list[int] = []
-        self.num_drafted_tokens = 0
-        wants = generation_config.return_dict_in_generate
-        self._scores: tuple | None = () if wants and generation_config.output_scores else None
-        self._logits: tuple | None = () if wants and generation_config.output_logits else None
-        self._attentions: tuple | None = () if wants and generation_config.output_attentions else None
-        self._hidden_states: tuple | None = () if wants and generation_config.output_hidden_states else None
+        batch_size = input_ids.shape[0]
+        self._config, self._processor = generation_config, logits_processor
+        self._prompt_length, self._device = input_ids.shape[1], input_ids.device
+        self._draws = noise if isinstance(noise, BatchCoupling) else None
+        self._all_rows = [
+            _Row(
+                index,
+                input_ids[index : index + 1],
+                generation_config,
+                _compat.row_processors(logits_processor, index, batch_size),
+                stopping_criteria,
+            )
+            for index in range(batch_size)
+        ]
+        self.rows = list(self._all_rows)  # those that are still in the target's batch
+        self._num_drafted_tokens = 0
+        self._prefill: dict[str, Any] = {"attentions": None, "hidden_states": None}  # of the prompt, if asked for
+        self._pads = batch_size == 1 or _compat.pads_ended_rows(stopping_criteria)
+        # processors that look at a row's logits alone take the rows together
+        self._together = all(type(processor) in (TemperatureLogitsWarper, *WARPERS) for processor in logits_processor)
         # nothing but an argmax per node: all nodes at once
         self._plain_argmax = (
             not generation_config.do_sample
             and len(logits_processor) == 0
-            and self._scores is None
-            and self._logits is None
+            and self.rows[0].scores is None
+            and self.rows[0].logits is None
         )
 
     @property
-    def last_token(self) -> torch.LongTensor:
-        """`[1]`"""
-        return self._ids[:, self._length - 1]
+    def last_tokens(self) -> torch.LongTensor:
+        """`[R]`"""
+        return torch.cat([row.ids[:, -1] for row in self.rows])
 
     @property
     def tokens_left(self) -> int:
-        """Tokens that may still be generated."""
-        return self._max_length - self._length
+        """Tokens that may still be generated, at most."""
+        return max(row.tokens_left for row in self.rows if not row.finished)
 
-    def choose(self, logits: torch.Tensor) -> int:
-        """The next token from the logits `[1, V]` at the last one, as plain generation chooses it."""
-        logits = logits.to(copy=True, dtype=torch.float32, device=self._ids.device)
-        raw_logits = logits.clone() if self._logits is not None else None
-        scores = self._processor(self._ids[:, : self._length], logits)
-        if self._scores is not None:
-            self._scores += (scores,)
-        if raw_logits is not None:
-            self._logits += (raw_logits,)
-        if self._config.do_sample:
-            return int(torch.multinomial(nn.functional.softmax(scores, dim=-1), num_samples=1))
-        return int(scores.argmax(dim=-1))
+    @property
+    def unfinished(self) -> list[int]:
+        """Of `rows`, those that still generate."""
+        return [index for index, row in enumerate(self.rows) if not row.finished]
 
-    def emit(self, token: int) -> bool:
-        """Appends a token. Returns whether it ends the generation."""
-        self._ids[:, self._length] = token
-        self._length += 1
-        self.finished = self._length >= self._max_length or token in self._end_tokens
-        if self._criteria:
-            self.finished |= bool(self._criteria(self._ids[:, : self._length], self._scores).all())
-        return self.finished
+    @property
+    def finished(self) -> bool:
+        return not self.unfinished
 
-    def walk(self, tree: DraftTree, outputs: Any) -> tuple[list[int], list[int]]:
-        """Walks the tree with the target's choices. Returns the visited nodes and the emitted tokens."""
+    def select(self, rows: list[int]) -> None:
+        """Goes on with these rows."""
+        self.rows = [self.rows[index] for index in rows]
+        if self._draws is not None:
+            self._draws.rows = [row.index for row in self.rows]
+
+    def start(self, outputs: Any) -> list[list[int]]:
+        """Chooses the first tokens from the prompt's outputs."""
+        rows = self.unfinished
+        tokens = self._choose(rows, outputs.logits[:, -1])
+        for row, token in zip(rows, tokens, strict=True):
+            self._emit(row, token)
+        self._finish_rows()
+        for name in self._prefill:
+            if getattr(self.rows[0], name) is not None:
+                self._prefill[name] = getattr(outputs, name)
+        return [[token] for token in tokens]
+
+    def walk(self, tree: DraftTree, outputs: Any) -> tuple[list[list[int]], list[list[int]]]:
+        """Walks the trees with the target's choices. Returns each row's visited nodes and emitted tokens."""
         logits = outputs.logits
         if self._plain_argmax and logits.device.type != "cpu":
             # all nodes at once, for the only synchronisation of a step (adaptive trees take another)
-            choices = logits[0].argmax(dim=-1)
-            host = torch.stack((tree.tokens[0].to(choices.device), tree.parents[0].to(choices.device), choices))
+            choices = logits.argmax(dim=-1)
+            host = torch.stack((tree.tokens.to(choices.device), tree.parents.to(choices.device), choices))
             tokens, parents, chosen = host.tolist()
 
-            def choose(node: int) -> int:
-                return chosen[node]
+            def choose(rows: list[int], nodes: list[int]) -> list[int]:
+                return [chosen[row][node] for row, node in zip(rows, nodes, strict=True)]
         else:
-            tokens, parents = torch.stack((tree.tokens[0], tree.parents[0])).tolist()
+            tokens, parents = torch.stack((tree.tokens, tree.parents)).tolist()
 
-            def choose(node: int) -> int:
-                return self.choose(logits[:, node])
+            def choose(rows: list[int], nodes: list[int]) -> list[int]:
+                if len(self.rows) == 1:
+                    return self._choose(rows, logits[:, nodes[0]])
+                return self._choose(rows, logits[rows, nodes])
 
-        visited, emitted = walk_tree(tokens, parents, choose, self.emit)
-        self.accept_lengths.append(len(emitted) - 1)
-        self.num_drafted_tokens += len(tokens) - 1
-        self._record(outputs, visited, tree.num_nodes)
+        walking = self.unfinished
+        longest = max(row.length for row in self.rows)
+        num_behind = [longest - row.length for row in self.rows]
+        visited, emitted = walk_trees(walking, tokens, parents, choose, self._emit)
+        for row in walking:
+            self.rows[row].record(outputs, row, visited[row], tree.num_nodes, num_behind[row])
+            self._num_drafted_tokens += tree.num_nodes - 1
+        self._finish_rows()
         return visited, emitted
 
-    def record_prefill(self, outputs: Any) -> None:
-        """Keeps the prompt's attentions and hidden states, if asked for."""
-        if self._attentions is not None:
-            self._attentions += (outputs.attentions,)
-        if self._hidden_states is not None:
-            self._hidden_states += (outputs.hidden_states,)
+    def _choose(self, rows: list[int], logits: torch.Tensor) -> list[int]:
+        """The next tokens of some rows from the logits `[R, V]` at their last ones, as plain generation chooses."""
+        chosen = [self.rows[row] for row in rows]
+        logits = logits.to(copy=True, dtype=torch.float32, device=self._device)
+        if chosen[0].logits is not None:
+            for row, raw_logits in zip(chosen, logits.clone().split(1), strict=True):
+                row.logits += (raw_logits,)
+        if len(chosen) == 1:
+            scores = chosen[0].processor(chosen[0].ids, logits)
+        elif self._together:
+            scores = self._processor(None, logits)
+        else:
+            scores = torch.cat(
+                [row.processor(row.ids, row_logits) for row, row_logits in zip(chosen, logits.split(1), strict=True)]
+            )
+        if chosen[0].scores is not None:
+            for row, row_scores in zip(chosen, scores.split(1), strict=True):
+                row.scores += (row_scores,)
+        if not self._config.do_sample:
+            return scores.argmax(dim=-1).tolist()
+        probabilities = nn.functional.softmax(scores, dim=-1)
+        if self._draws is not None:  # as `torch.multinomial` does it for the whole batch
+            return (probabilities / self._draws.take([row.index for row in chosen])).argmax(dim=-1).tolist()
+        return torch.multinomial(probabilities, num_samples=1).flatten().tolist()
 
-    def _record(self, outputs: Any, visited: list[int], num_nodes: int) -> None:
-        """One element per emitted token, shaped as if it had been computed alone."""
-        for step, node in enumerate(visited):
-            if self._hidden_states is not None:
-                self._hidden_states += (tuple(states[:, node : node + 1] for states in outputs.hidden_states),)
-            if self._attentions is not None:
-                path = visited[: step + 1]
-                windows = [getattr(layer, "sliding_window", None) for layer in outputs.past_key_values.layers]
-                self._attentions += (
-                    tuple(
-                        _path_attention(weights, node, path, num_nodes, window)
-                        for weights, window in zip(outputs.attentions, windows, strict=True)
-                    ),
-                )
+    def _emit(self, row: int, token: int) -> bool:
+        """Appends a token to a row. Returns whether the row ends with it."""
+        stops = self.rows[row].emit(token)
+        return stops if self._pads else self.rows[row].tokens_left == 0
+
+    def _finish_rows(self) -> None:
+        end = self._end if self._all_stopped else None
+        for row in self.rows:
+            if self._pads:
+                row.finished = row.stop_length is not None
+            else:  # without padding, rows go on until the last one stops
+                row.finished = row.tokens_left == 0 or (end is not None and row.length >= end)
+
+    @property
+    def _all_stopped(self) -> bool:
+        return all(row.stop_length is not None for row in self._all_rows)
+
+    @property
+    def _end(self) -> int:
+        """Length of what is returned."""
+        return max(row.stop_length for row in self._all_rows)
+
+    def padded_token(self, row: int, index: int) -> int:
+        """A generated token of one of all rows, or what stands in its place after the row's end."""
+        tokens = self._all_rows[row].tokens
+        return tokens[index] if index < len(tokens) else _compat.padding_token(self._config)
+
+    @property
+    def num_complete(self) -> int:
+        """Tokens that have been generated for all rows."""
+        if self.finished:
+            return self._end - self._prompt_length
+        return min(row.length for row in self._all_rows if not row.finished) - self._prompt_length
 
     def result(self, cache: Cache) -> JakiroGenerateOutput | torch.LongTensor:
-        sequences = self._ids[:, : self._length].clone()
+        """What `generate` returns."""
+        rows, end = self._all_rows, self._end
+        sequences = rows[0].ids.new_full((len(rows), end), _compat.padding_token(self._config))
+        for row, sequence in zip(rows, sequences, strict=True):
+            sequence[: row.length] = row.ids[0, :end]
         if not self._config.return_dict_in_generate:
             return sequences
+        num_tokens = end - self._prompt_length
+        attentions, hidden_states = (
+            None if prefill is None else (prefill, *_join([getattr(row, name) for row in rows], num_tokens - 1))
+            for name, prefill in self._prefill.items()
+        )
         return JakiroGenerateOutput(
             sequences=sequences,
-            scores=self._scores,
-            logits=self._logits,
-            attentions=self._attentions,
-            hidden_states=self._hidden_states,
+            scores=_join([row.scores for row in rows], num_tokens),
+            logits=_join([row.logits for row in rows], num_tokens),
+            attentions=attentions,
+            hidden_states=hidden_states,
             past_key_values=cache,
-            accept_lengths=[self.accept_lengths],
-            num_drafted_tokens=self.num_drafted_tokens,
-            num_verified_tokens=sum(self.accept_lengths),
+            accept_lengths=[row.accept_lengths for row in rows],
+            num_drafted_tokens=self._num_drafted_tokens,
+            num_verified_tokens=sum(sum(row.accept_lengths) for row in rows),
         )
 
 
+def _join(records: list[tuple | None], num_tokens: int) -> tuple | None:
+    """The rows' records of each token as one of the batch; zeros for rows that have ended."""
+    if records[0] is None or len(records) == 1:
+        return records[0]
+
+    def join(parts: list[Any]) -> Any:
+        example = next(part for part in parts if part is not None)
+        if isinstance(example, torch.Tensor):
+            return torch.cat([torch.zeros_like(example) if part is None else part for part in parts])
+        layers = range(len(example))
+        return tuple(join([None if part is None else part[layer] for part in parts]) for layer in layers)
+
+    return tuple(
+        join([record[token] if token < len(record) else None for record in records]) for token in range(num_tokens)
+    )
+
+
 def _path_attention(
-    weights: torch.Tensor | None, node: int, path: list[int], num_nodes: int, window: int | None
+    weights: torch.Tensor | None,
+    row: int,
+    node: int,
+    path: list[int],
+    num_nodes: int,
+    window: int | None,
+    num_behind: int,
 ) -> torch.Tensor | None:
     """
-    A node's attention `[B, heads, 1, prefix + len(path)]` out of the tree's `[B, heads, n, prefix + n]`; with a
-    sliding window at most that many columns.
+    A node's attention `[1, heads, 1, prefix + len(path)]` out of the trees' `[B, heads, n, columns + n]`, where a
+    row's prefix is followed by `num_behind` columns that are not its own; with a sliding window at most that many.
     """
     if weights is None:
         return None
-    prefix_length = weights.shape[-1] - num_nodes
-    columns = [*range(prefix_length), *(prefix_length + ancestor for ancestor in path)]
+    num_columns = weights.shape[-1] - num_nodes
+    columns = [*range(num_columns - num_behind), *(num_columns + ancestor for ancestor in path)]
     columns = columns if window is None else columns[-window:]
-    return weights[:, :, node : node + 1, columns]
+    return weights[row : row + 1, :, node : node + 1, columns]
 
 
-def _step_putter(streamer: BaseStreamer | None) -> Callable[[list[int], DraftTree | None, list[int]], None]:
-    """Hands a step's tokens to the streamer: at once to a [`StepStreamer`], else one by one as `generate` does."""
+def _step_putter(
+    streamer: BaseStreamer | None, batch: _Batch
+) -> Callable[[list[list[int]], DraftTree | None, list[list[int]]], None]:
+    """
+    Hands a step's tokens to the streamer: at once to a [`StepStreamer`], else one by one as `generate` does. Those of
+    a batch when all its rows have got there.
+    """
     if streamer is None:
         return lambda tokens, tree, visited: None
+    batch_size = len(batch.rows)
     if isinstance(streamer, StepStreamer):
-        return lambda tokens, tree, visited: streamer.put_step(torch.tensor(tokens), tree, visited)
+        if batch_size > 1:
+            raise ValueError(
+                f"A streamer with `put_step` takes one sequence, got a batch of {batch_size}. Pass one prompt at a "
+                "time, or a streamer without it."
+            )
+        return lambda tokens, tree, visited: streamer.put_step(torch.tensor(tokens[0]), tree, visited[0])
+    num_put = 0
 
-    def put(tokens: list[int], tree: DraftTree | None, visited: list[int]) -> None:
-        for token in tokens:
-            streamer.put(torch.tensor([token]))
+    def put(tokens: list[list[int]], tree: DraftTree | None, visited: list[list[int]]) -> None:
+        nonlocal num_put
+        for index in range(num_put, batch.num_complete):
+            streamer.put(torch.tensor([batch.padded_token(row, index) for row in range(batch_size)]))
+        num_put = max(num_put, batch.num_complete)
 
     return put
 

@@ -107,12 +107,11 @@ class JakiroAttention(nn.Module):
             key, value = past_key_values.update(key, value, self.layer_idx)
         groups = self.num_key_value_groups
         implementation, dense_mask = self.config._attn_implementation, isinstance(attention_mask, torch.Tensor)
-        # a few queries over a long cache: queries of one key/value head become rows of one, as otherwise keys and
-        # values would be copied once per query head
-        packed = groups > 1 and dense_mask and not self.training and groups * length < key.shape[2]
+        # the mask has a row for each query head of a group: they become rows of one head, as otherwise keys and values
+        # would be copied once per query head
+        packed = dense_mask and groups > 1 and attention_mask.shape[-2] == groups * length
         if packed:
             query = query.reshape(batch_size, self.num_key_value_heads, groups * length, self.head_dim)
-            attention_mask = attention_mask.repeat(1, 1, groups, 1)
         if packed and implementation in ("sdpa", "flex_attention"):  # flex takes no dense masks
             output = nn.functional.scaled_dot_product_attention(
                 query, key, value, attention_mask, self.dropout, scale=self.scaling
@@ -433,7 +432,8 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
                 `fusion="eagle3"` does not read).
             attention_mask (`torch.Tensor`, *optional*):
                 None: causal. `(B, past + T)`: causal, positions with 0 are padding. `(B, 1, T, past + T)`: used as it
-                is, additive or boolean as the attention implementation wants it.
+                is, additive or boolean as the attention implementation wants it. `(B, 1, G * T, past + T)`, with G
+                query heads per key/value head: the same, repeated for each of them; fast for a few queries.
             position_ids (`torch.LongTensor` of shape `(B, T)`, *optional*):
                 Positions in the drafter's own sequence of pairs, from 0. Default: those that follow the cache.
             position_embeddings (pair of `torch.Tensor`, *optional*):

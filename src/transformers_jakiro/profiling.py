@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .candidate_generator import JakiroCandidateGenerator, TreeShape
-from .generation import _Row, _TreeForward
+from .generation import _Batch, _TreeForward
 from .summary import PARTS
 from .target import DraftHead
 from .tree import DraftTree
@@ -23,7 +23,7 @@ from .tree import DraftTree
 TIMED_METHODS: tuple[tuple[type, str, str], ...] = (
     (JakiroCandidateGenerator, "propose", "tree"),
     (_TreeForward, "run", "tree"),
-    (_Row, "walk", "verification"),
+    (_Batch, "walk", "verification"),
     (_TreeForward, "keep", "cache"),
 )
 

@@ -9,7 +9,7 @@ that holds them all.
 
 import base64
 import html
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ _COLOURS = {
     "plain": "#6e7781",
     "static": "#1b7c83",
     "jakiro": "#0969da",
+    "published": "#0a3069",
     "adaptive": "#80ccff",
     "chain": "#2da44e",
     "eagle2": "#bc4c00",
@@ -231,15 +232,26 @@ def _left_out(payload: dict[str, Any]) -> list[str]:
 def markdown(payload: dict[str, Any]) -> str:
     """All tables for a model card, with what they depend on."""
     lines = [f"## {payload['label']}", "", f"Measured with `jakiro bench` on {conditions(payload)}", ""]
-    for title, columns, rows in _all_tables(payload):
-        lines += [f"### {title}", "", _markdown_row(columns), "|" + " --- |" + " ---: |" * (len(columns) - 1)]
-        lines += [*map(_markdown_row, rows), ""]
+    lines += [markdown_tables(payload), ""]
     lines += [f"- `{method['name']}`: {method['description']}" for method in payload["methods"]]
     lines += ["", *(f"- {text}" for text in (*NOTES, *_left_out(payload)))]
     return "\n".join(lines) + "\n"
 
 
-def _markdown_row(cells: list[str]) -> str:
+def markdown_tables(payload: dict[str, Any], heading: str = "###") -> str:
+    """All tables, each below a heading of its own."""
+    return "\n\n".join(
+        f"{heading} {title}\n\n{markdown_table(columns, rows)}" for title, columns, rows in _all_tables(payload)
+    )
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is text and whose others are numbers."""
+    lines = [_markdown_row(columns), "|" + " --- |" + " ---: |" * (len(columns) - 1), *map(_markdown_row, rows)]
+    return "\n".join(lines)
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
@@ -561,4 +573,15 @@ def write_report(folder: Path, payload: dict[str, Any]) -> str | None:
     return "No plots: they need matplotlib. `pip install matplotlib`, then run the same command again."
 
 
-__all__ = ["NOTES", "SCHEMA_VERSION", "conditions", "draw_plots", "html_page", "markdown", "tables", "write_report"]
+__all__ = [
+    "NOTES",
+    "SCHEMA_VERSION",
+    "conditions",
+    "draw_plots",
+    "html_page",
+    "markdown",
+    "markdown_table",
+    "markdown_tables",
+    "tables",
+    "write_report",
+]

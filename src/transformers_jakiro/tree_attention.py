@@ -6,6 +6,7 @@ Attention masks that let an unmodified target process a whole tree in one forwar
 Symbols in shape comments: B batch, P tokens in the cache (the prefix), n nodes of the tree.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -64,7 +65,9 @@ class TreeAttentionMask:
                  2  1 1 1    1 1 . 1     sliding window of 4:  2  . . 1   1 1 . 1
     ```
 
-    The prefix columns of the full mask are written once, so a step costs the same at any context length.
+    The prefix columns of the full mask are written once, so a step costs the same at any context length. In a batch
+    token t of each row stands in column t: the prefixes of shorter rows end earlier, the trees of all begin behind the
+    longest.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): the target.
@@ -81,58 +84,68 @@ class TreeAttentionMask:
         self._buffer: torch.Tensor | None = None
         self._prefix = 0
 
-    def build(self, tree: DraftTree, cache: Cache) -> Any:
+    def build(self, tree: DraftTree, cache: Cache, lengths: Sequence[int]) -> Any:
         """
         The `attention_mask` argument of the target's forward over the tree's nodes: `[B, 1, n, P + n]` (a block
         mask of that shape for flex attention), or a dict of one such mask per kind of attention for the models that
-        take it so.
+        take it so. `lengths`: cached tokens of each row, P of the longest.
         """
-        prefix_length = int(cache.get_seq_length())
         block = torch.zeros(tree.ancestor_mask.shape, dtype=self._dtype, device=self._device)
         block.masked_fill_(~tree.ancestor_mask, self._minimum)
         masks = {}
         for kind, layer_idx in self._layer_types.items():
             window = self._config.sliding_window if kind == "sliding_attention" else None
-            if window is None or prefix_length + tree.max_depth < window:
-                masks[kind] = self._full_mask(block, prefix_length)
+            if window is None or max(lengths) + tree.max_depth < window:
+                masks[kind] = self._full_mask(block, lengths)
             else:
-                masks[kind] = self._sliding_mask(tree, block, prefix_length, cache, layer_idx, window)
+                masks[kind] = self._sliding_mask(tree, block, lengths, cache, layer_idx, window)
         if self._config._attn_implementation == "flex_attention":
             masks = {kind: _as_block_mask(mask) for kind, mask in masks.items()}
         return masks if self._as_dict else next(iter(masks.values()))
 
-    def _full_mask(self, block: torch.Tensor, prefix_length: int) -> torch.Tensor:
+    def select(self, rows: torch.LongTensor) -> None:
+        """Goes on with these rows of the batch."""
+        self._buffer = None
+        if self._hidden is not None:
+            self._hidden = self._hidden[rows.to(self._device)]
+
+    def _full_mask(self, block: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         batch_size, num_nodes = block.shape[:2]
-        end = prefix_length + num_nodes
+        shortest, longest = min(lengths), max(lengths)
+        end = longest + num_nodes
         if self._buffer is None or end > self._buffer.shape[-1] or num_nodes > self._buffer.shape[2]:
             width = 64 * (2 * end // 64 + 4)  # rows stay aligned for the attention kernels
             self._buffer = block.new_zeros((batch_size, 1, num_nodes, width))
             self._prefix = 0
-        new = slice(self._prefix, prefix_length)  # was tree, is prefix
+        new = slice(self._prefix, shortest)  # was tree, is prefix
         self._buffer[..., new] = 0
         if self._hidden is not None:
             hidden = self._hidden[:, None, None, new]
             self._buffer[..., new][..., : hidden.shape[-1]].masked_fill_(hidden, self._minimum)
-        self._prefix = prefix_length
-        self._buffer[:, 0, :num_nodes, prefix_length:end] = block
+        self._prefix = shortest
+        if longest > shortest:
+            columns = torch.arange(shortest, longest, device=self._device)
+            behind = columns >= torch.tensor(lengths, device=self._device)[:, None, None, None]
+            self._buffer[..., shortest:longest] = behind * self._minimum
+        self._buffer[:, 0, :num_nodes, longest:end] = block
         return self._buffer[:, :, :num_nodes, :end]
 
     def _sliding_mask(
-        self, tree: DraftTree, block: torch.Tensor, prefix_length: int, cache: Cache, layer_idx: int, window: int
+        self, tree: DraftTree, block: torch.Tensor, lengths: Sequence[int], cache: Cache, layer_idx: int, window: int
     ) -> torch.Tensor:
         num_nodes = tree.num_nodes
         key_length, offset = cache.get_mask_sizes(num_nodes, layer_idx)
-        depths = tree.depths.to(self._device)
-        # index of the first key that a node still sees: its own index, prefix_length + depth, less the window
-        first = (prefix_length + depths - window + 1)[:, None, :, None]  # [B, 1, n, 1]
+        prefix_lengths = torch.tensor(lengths, device=self._device)[:, None]  # [B, 1]
+        indices = prefix_lengths + tree.depths.to(self._device)  # [B, n]
+        first = (indices - window + 1)[:, None, :, None]  # the first token that a node still sees
         keys = torch.arange(offset, offset + key_length - num_nodes, device=self._device)
-        visible = keys >= first  # [B, 1, n, key_length - n]
+        visible = (keys >= first) & (keys < prefix_lengths[..., None, None])  # [B, 1, n, key_length - n]
         if self._hidden is not None:
-            hidden = torch.nn.functional.pad(self._hidden, (0, max(0, prefix_length - self._hidden.shape[1])))
+            hidden = torch.nn.functional.pad(self._hidden, (0, max(0, max(lengths) - self._hidden.shape[1])))
             visible = visible & ~hidden[:, None, None, offset : offset + keys.shape[0]]
         prefix = torch.zeros(visible.shape, dtype=self._dtype, device=self._device)
         prefix.masked_fill_(~visible, self._minimum)
-        block = block[:, None].masked_fill((prefix_length + depths)[:, None, None, :] < first, self._minimum)
+        block = block[:, None].masked_fill(indices[:, None, None, :] < first, self._minimum)
         return torch.cat((prefix, block), dim=-1)
 
 

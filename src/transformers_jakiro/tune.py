@@ -28,14 +28,15 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel, set_seed
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel, set_seed
 
-from .benchmark import Benchmark, load_benchmark, provenance, sampling_options, tokens_per_forward
+from .benchmark import METHODS, PUBLISHED, Benchmark, Method, load_benchmark, provenance, sampling_options
 from .candidate_generator import JakiroCandidateGenerator, TreeShape
-from .coupling import SamplingCoupling, can_couple
+from .coupling import SamplingCoupling, can_couple, random_state, set_random_state
 from .files import write_json
 from .generation import _TreeForward
 from .profiling import StepClock, synchronize
+from .summary import Run, tokens_per_forward, tokens_per_second
 from .target import Target
 from .tasks import gather_prompts
 from .tree import DraftTree
@@ -45,7 +46,6 @@ WIDTHS = (2, 4, 8)
 TOP_K = 32
 MAX_NODES = 96
 TREE_SIZES = (1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 60, 72, 84, 97)
-PUBLISHED = {"tree_depth": 7, "tree_top_k": 10, "tree_width": 10, "num_draft_tokens": 59}
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,10 @@ class Shape:
     tree_top_k: int = TOP_K
 
     def __str__(self) -> str:
-        return f"{self.tree_depth} levels, {self.tree_width} nodes wide, {self.num_draft_tokens} nodes"
+        return (
+            f"{self.tree_depth} levels, {self.tree_width} nodes wide, {self.num_draft_tokens} nodes, "
+            f"{self.tree_top_k} children per node"
+        )
 
     @classmethod
     def of(cls, config: Any) -> "Shape":
@@ -67,10 +70,12 @@ class Shape:
             config.tree_depth, config.tree_width or config.tree_top_k, config.num_draft_tokens, config.tree_top_k
         )
 
-    def apply(self, config: Any) -> None:
-        """Writes the shape into a drafter's config."""
-        for name, value in asdict(self).items():
-            setattr(config, name, value)
+    def method(self, draft: PreTrainedModel) -> Method:
+        """Generating with such trees of a drafter."""
+        options = {"assistant_model": draft, "return_dict_in_generate": True}
+        # else the target's generation config could say how many
+        options["num_assistant_tokens"] = self.num_draft_tokens
+        return Method(str(self), METHODS["jakiro"], options, draft, asdict(self))
 
 
 @dataclass
@@ -82,7 +87,8 @@ class Answer:
     prompt_length: int
     max_length: int  # that it was allowed to have
     features: torch.Tensor  # [1, T, F]
-    noise: torch.Tensor | None  # [T - prompt_length, V], of each new token's draw
+    logits_processor: LogitsProcessorList  # of its generation
+    random_states: list[torch.Tensor] | None  # of the random generator before each new token's draw, if known to draft
 
 
 @dataclass
@@ -107,25 +113,53 @@ class Costs:
         return self.draft[depth, width] + self.target_seconds(num_draft_tokens + 1) + self.rest
 
 
+class _RandomStates:
+    """A streamer that notes the state of the random generator before each new token's draw."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self.states: list[torch.Tensor] = []
+
+    def put(self, value: torch.Tensor) -> None:  # the prompt first
+        self.states.append(random_state(self._device))
+
+    def end(self) -> None:
+        pass
+
+
+def logits_processors(target: PreTrainedModel, **options: Any) -> LogitsProcessorList:
+    """What `target.generate(**options)` changes its logits with, the target's generation config considered."""
+    found = LogitsProcessorList()
+
+    def decode(model, input_ids, logits_processor, stopping_criteria, generation_config, **kwargs):
+        found.extend(logits_processor)
+        return input_ids
+
+    target.generate(**options, custom_generate=decode)
+    return found
+
+
 @torch.no_grad()
 def answer_prompts(benchmark: Benchmark, prompts: Sequence[str], temperatures: Sequence[float]) -> Iterator[Answer]:
     """The target's answers to each prompt at each temperature."""
     target = Target.of(benchmark.target, benchmark.draft)
     for temperature, prompt in itertools.product(temperatures, prompts):
         inputs = benchmark.encode(prompt)
-        prompt_length = inputs["input_ids"].shape[1]
+        prompt_length, device = inputs["input_ids"].shape[1], inputs["input_ids"].device
+        options = {**inputs, "max_new_tokens": benchmark.max_new_tokens, **sampling_options(temperature)}
+        coupled = temperature > 0 and benchmark.draft.config.couple_sampling and can_couple(device)
+        streamer = _RandomStates(device) if coupled else None
         set_seed(0)
-        noise = None
-        device = inputs["input_ids"].device
-        if temperature > 0 and benchmark.draft.config.couple_sampling and can_couple(device):
-            vocab_size = target.config.vocab_size
-            noise = SamplingCoupling(temperature, [], vocab_size, device).noise(benchmark.max_new_tokens)
-        output = benchmark.target.generate(
-            **inputs, max_new_tokens=benchmark.max_new_tokens, **sampling_options(temperature)
+        output = benchmark.target.generate(**options, streamer=streamer)
+        yield Answer(
+            temperature=temperature,
+            input_ids=output,
+            prompt_length=prompt_length,
+            max_length=prompt_length + benchmark.max_new_tokens,
+            features=target.features(output),
+            logits_processor=logits_processors(benchmark.target, **options),
+            random_states=None if streamer is None else streamer.states,
         )
-        features = target.features(output)
-        max_length = prompt_length + benchmark.max_new_tokens
-        yield Answer(temperature, output, prompt_length, max_length, features, noise)
 
 
 class Replay:
@@ -156,11 +190,10 @@ class Replay:
             yield from self._ranks(answer, depth, width)
 
     def _ranks(self, answer: Answer, depth: int, width: int) -> Iterator[list[int]]:
-        position = answer.prompt_length
-        coupling = None
-        if answer.noise is not None:
-            coupling = SamplingCoupling(answer.temperature, [], self._draft.config.vocab_size, answer.input_ids.device)
-            coupling.noise = lambda num_draws: answer.noise[position - answer.prompt_length + 1 :][:num_draws]
+        position, device, coupling = answer.prompt_length, answer.input_ids.device, None
+        if answer.random_states is not None:
+            vocab_size = self._draft.config.vocab_size
+            coupling = SamplingCoupling(answer.temperature, answer.logits_processor, vocab_size, device)
         sampling_temperature = answer.temperature if coupling is None else 0.0
         shape = TreeShape.from_config(self._draft.config, sampling_temperature=sampling_temperature)
         all_nodes = TOP_K * (1 + (depth - 1) * width)
@@ -171,6 +204,8 @@ class Replay:
         generator.observe(answer.features[:, :position], embeddings[:, :position])
         while position < len(tokens) - 1:
             limit = min(depth, answer.max_length - 2 - position)  # a step emits one token more than it drafts
+            if coupling is not None:
+                set_random_state(answer.random_states[position - answer.prompt_length + 1], device)
             synchronize(generator.device)
             start = time.perf_counter()
             tree = generator.propose(answer.input_ids[:, position], max_depth=limit)
@@ -226,7 +261,7 @@ def target_costs(
     cache = DynamicCache(config=target.config)
     target(input_ids, past_key_values=cache, logits_to_keep=1)
     view, device = Target(target), input_ids.device
-    forward = _TreeForward(view, cache, GenerationConfig(), {}, prompt_length=input_ids.shape[1])
+    forward = _TreeForward(view, cache, GenerationConfig(), {}, batch_size=1, prompt_length=input_ids.shape[1])
     seconds: dict[int, list[float]] = {size: [] for size in sizes}
     for _ in range(rounds + 1):
         for size in sizes:
@@ -237,7 +272,7 @@ def target_costs(
             forward.run(tree)
             synchronize(device)
             seconds[size].append(time.perf_counter() - start)
-            forward.keep([])
+            forward.keep([[]])
     forward.close()
     return {size: statistics.median(times[1:]) for size, times in seconds.items()}
 
@@ -273,17 +308,15 @@ class Measured:
     """What a shape (None: plain `generate`) gave when it answered the prompts."""
 
     shape: Shape | None
-    new_tokens: int = 0
-    seconds: float = 0.0
-    accept_lengths: list[int] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
 
     @property
     def tokens_per_second(self) -> float:
-        return self.new_tokens / self.seconds
+        return tokens_per_second(self.runs)
 
     @property
     def tokens_per_forward(self) -> float:
-        return tokens_per_forward(self.accept_lengths)
+        return tokens_per_forward([length for run in self.runs for length in run.accept_lengths or ()])
 
 
 def measure(
@@ -297,57 +330,29 @@ def measure(
     Lets plain `generate` and each shape answer each prompt at each temperature, taking turns. The drafter's config is
     left as it was.
     """
-    config = benchmark.draft.config
     results = [Measured(shape) for shape in (None, *shapes)]
-    before = {name: getattr(config, name) for name in PUBLISHED}
-    device = next(benchmark.draft.parameters()).device
-    try:
-        for number, (temperature, prompt) in enumerate(itertools.product(temperatures, prompts)):
-            inputs = benchmark.encode(prompt)
-            for index in range(len(results)):  # each takes its turn at being the first
-                result = results[(index + number) % len(results)]
-                kwargs: dict[str, Any] = {}
-                if result.shape is not None:
-                    result.shape.apply(config)
-                    kwargs = {"assistant_model": benchmark.draft, "return_dict_in_generate": True}
-                    # else the target's generation config could say how many
-                    kwargs["num_assistant_tokens"] = result.shape.num_draft_tokens
-                set_seed(0)
-                synchronize(device)
-                start = time.perf_counter()
-                output = benchmark.target.generate(
-                    **inputs, max_new_tokens=benchmark.max_new_tokens, **sampling_options(temperature), **kwargs
-                )
-                synchronize(device)
-                result.seconds += time.perf_counter() - start
-                sequences = output if result.shape is None else output.sequences
-                result.new_tokens += sequences.shape[1] - inputs["input_ids"].shape[1]
-                if result.shape is not None:
-                    result.accept_lengths += output.accept_lengths[0]
-                advance()
-    finally:
-        for name, value in before.items():
-            setattr(config, name, value)
+    methods = [Method("plain", METHODS["plain"]), *(shape.method(benchmark.draft) for shape in shapes)]
+    for number, (temperature, prompt) in enumerate(itertools.product(temperatures, prompts)):
+        inputs = benchmark.encode(prompt)
+        for index in range(len(results)):  # each takes its turn at being the first
+            turn = (index + number) % len(results)
+            run, _ = benchmark.answer(methods[turn], 0, inputs, temperature)
+            results[turn].runs.append(run)
+            advance()
     return results
 
 
 def step_seconds(benchmark: Benchmark, prompt: str, shape: Shape) -> float:
     """Median seconds of a step of a greedy generation, but for the first, in which the drafter reads the prompt."""
-    config, marks = benchmark.draft.config, []
-    before = {name: getattr(config, name) for name in asdict(shape)}
-    try:
-        shape.apply(config)
+    method, marks = shape.method(benchmark.draft), []
+    with method.ready():
         benchmark.target.generate(
             **benchmark.encode(prompt),
-            assistant_model=benchmark.draft,
+            **method.options,
             streamer=StepClock(lambda: marks.append(time.perf_counter())),
             do_sample=False,
-            num_assistant_tokens=shape.num_draft_tokens,
             max_new_tokens=max(benchmark.max_new_tokens, 32),
         )
-    finally:
-        for name, value in before.items():
-            setattr(config, name, value)
     steps = [after - before for before, after in itertools.pairwise(marks[1:])]
     return statistics.median(steps) if steps else 0.0
 
@@ -480,6 +485,7 @@ def run_tune(
     Raises:
         ValueError: if `draft` is no folder and there is no `output`, or it is a PEFT adapter.
     """
+    arguments = {name: value for name, value in locals().items() if name not in ("output", "report")}
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Table
@@ -499,7 +505,7 @@ def run_tune(
     benchmark, label = load_benchmark(target, draft, dtype, max_new_tokens, ("jakiro",), deepen=deepen)
     console = Console()
     if not console.is_terminal:
-        console.width = 120  # a file has room for the whole table
+        console.width = 150  # a file has room for the whole table
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bars:
         phases: dict[str, Any] = {}
@@ -528,14 +534,14 @@ def run_tune(
     console.print(table)
     if result.of(result.best).tokens_per_second < result.plain.tokens_per_second:
         console.print("On this machine plain generate is faster than any tree of this drafter.")
-    if report is not None:
-        write_json(Path(report), to_json(result, target=target, draft=draft, dtype=dtype, temperature=temperature))
-        console.print(f"Saved {report}")
     if output is not None:
         folder = Path(shutil.copytree(folder, output, dirs_exist_ok=True))
     content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     write_json(folder / "config.json", {**content, **asdict(result.best)})
     console.print(f"Saved the fastest tree to {output or draft}: {result.best}")
+    if report is not None:
+        write_json(Path(report), to_json(result, **arguments))
+        console.print(f"Saved {report}")
     return result
 
 

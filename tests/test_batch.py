@@ -1,0 +1,404 @@
+# Copyright 2026 The transformers-jakiro authors.
+# Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
+"""
+Batches: row by row the tokens of plain `generate` of that batch, whatever each row accepts and wherever it ends.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from targets import ARCHITECTURES, EAGER_ONLY, SLIDING, VOCAB, knowing_tree, make_drafter, make_prompt, make_target
+from transformers import DynamicCache, MaxLengthCriteria, PreTrainedModel, StoppingCriteriaList, TextStreamer
+from transformers.generation import PrefixConstrainedLogitsProcessor
+from transformers.generation.streamers import BaseStreamer
+
+from transformers_jakiro import JakiroCandidateGenerator, coupling, generation
+from transformers_jakiro.coupling import BatchCoupling
+from transformers_jakiro.tree import DraftTree
+
+LENGTHS = (3, 11, 6, 1)
+
+
+def make_batch(lengths: Sequence[int] = LENGTHS, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Prompts of these lengths, padded on the left."""
+    width = max(lengths)
+    ids = torch.zeros(len(lengths), width, dtype=torch.long)
+    for row, length in enumerate(lengths):
+        ids[row, width - length :] = make_prompt(length, seed=seed + row)
+    return {"input_ids": ids, "attention_mask": (ids != 0).long()}
+
+
+@contextmanager
+def knowing_drafter(continuations: Sequence[Sequence[int]], seed: int = 0) -> Iterator[list[DraftTree]]:
+    """
+    Within it, drafters know what the target is going to generate for each row, and draft more or less of it by chance.
+    Yields the list of the proposed trees.
+    """
+    chance, depth, trees = random.Random(seed), 5, []
+
+    class KnowingGenerator(JakiroCandidateGenerator):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.place = [0] * len(continuations)
+            self.rows = list(range(len(continuations)))
+
+        def observe(self, features, *args, num_tokens=None, **kwargs):
+            if num_tokens is not None:
+                for row, count in zip(self.rows, num_tokens, strict=True):
+                    self.place[row] += count
+            super().observe(features, *args, num_tokens=num_tokens, **kwargs)
+
+        def select(self, rows):
+            self.rows = [self.rows[row] for row in rows.tolist()]
+            super().select(rows)
+
+        def propose(self, root, max_depth=None, chain=False, **kwargs):
+            drafted = super().propose(root, max_depth, chain, **kwargs)
+            if drafted.num_nodes == 1:
+                trees.append(drafted)
+                return drafted
+            grown = []
+            for row, token in zip(self.rows, root.tolist(), strict=True):
+                truth = continuations[row][self.place[row] + 1 :][:depth]
+                grown.append(knowing_tree(token, truth, depth, VOCAB, chance, None))
+            size = max(tree.num_nodes for tree in grown)
+            for index, tree in enumerate(grown):  # as many nodes in each row: further children of the root
+                taken = set(tree.tokens[0, 1:][tree.parents[0, 1:] == 0].tolist())
+                more = [token for token in range(VOCAB) if token not in taken][: size - tree.num_nodes]
+                grown[index] = (
+                    torch.cat((tree.tokens[0], torch.tensor(more, dtype=torch.long))),
+                    torch.cat((tree.parents[0], torch.zeros(len(more), dtype=torch.long))),
+                )
+            tokens, parents = (torch.stack(values) for values in zip(*grown, strict=True))
+            trees.append(DraftTree(tokens, parents, max_depth=depth))
+            return trees[-1]
+
+    with mock.patch.object(generation, "JakiroCandidateGenerator", KnowingGenerator):
+        yield trees
+
+
+def compare(
+    target: PreTrainedModel, inputs: dict[str, Any], draft: Any = None, seed: int | None = None, **kwargs: Any
+) -> Any:
+    """
+    Asserts that `generate` with a drafter gives the tokens of plain `generate`, row by row: with the drafter, and with
+    one that knows the continuations. Returns the last output.
+    """
+    draft = draft or make_drafter(target)
+    kwargs = {"do_sample": False, "max_new_tokens": 16, **inputs, **kwargs}
+
+    def run(**extra):
+        torch.manual_seed(seed or 0)
+        output = target.generate(**kwargs, **extra)
+        return output, torch.get_rng_state()
+
+    plain, state = run()
+    ours, our_state = run(assistant_model=draft)
+    assert ours.tolist() == plain.tolist()
+    assert torch.equal(state, our_state)
+    prompt_length = inputs["input_ids"].shape[1]
+    continuations = plain[:, prompt_length:].tolist()
+    with knowing_drafter(continuations, seed=1) as trees:
+        ours, our_state = run(assistant_model=draft)
+        assert ours.tolist() == plain.tolist()
+        assert torch.equal(state, our_state)
+        assert len(trees) < len(continuations[0]) - 1 or len(continuations[0]) < 6, "nothing was accepted"
+        output, _ = run(assistant_model=draft, return_dict_in_generate=True)
+    assert output.sequences.tolist() == plain.tolist()
+    assert len(output.accept_lengths) == len(plain)
+    assert sum(map(sum, output.accept_lengths)) == output.num_verified_tokens
+    return output
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_same_tokens(architecture, attention):
+    if attention == "sdpa" and architecture in EAGER_ONLY:
+        pytest.skip("soft caps and attention sinks have no sdpa kernel")
+    output = compare(make_target(architecture, attention=attention), make_batch())
+    assert len({tuple(lengths) for lengths in output.accept_lengths}) > 1, "the rows never got ahead of one another"
+
+
+@pytest.mark.parametrize("architecture", SLIDING)
+@pytest.mark.parametrize("window", [4, 9])
+def test_sliding_windows(architecture, window):
+    compare(make_target(architecture, window=window), make_batch((3, 14, 6)), max_new_tokens=24)
+
+
+@pytest.mark.parametrize("batch_size", [2, 5, 16])
+def test_batch_sizes(batch_size):
+    compare(make_target(), make_batch([1 + 5 * row % 12 for row in range(batch_size)]))
+    compare(make_target(), {"input_ids": torch.cat([make_prompt(6, seed=row) for row in range(batch_size)])})
+
+
+@pytest.mark.parametrize("returns", [False, True])
+def test_rows_end_at_different_times(returns):
+    """Rows that have ended leave the batch, unless the caller gets to see its cache."""
+    target, inputs = make_target(), make_batch((4, 7, 2, 5, 5))
+    plain = target.generate(**inputs, max_new_tokens=30, do_sample=False)[:, 7:]
+    ends = [plain[1, 3].item(), plain[3, 11].item(), plain[4, 20].item()]
+    sizes = []
+    forward = generation._TreeForward.run
+
+    def run(self, tree):
+        sizes.append(tree.tokens.shape[0])
+        return forward(self, tree)
+
+    with mock.patch.object(generation._TreeForward, "run", run):
+        draft = make_drafter(target)
+        target.generate(
+            **inputs,
+            max_new_tokens=30,
+            do_sample=False,
+            eos_token_id=ends,
+            assistant_model=draft,
+            return_dict_in_generate=returns,
+        )
+    assert (set(sizes) == {5}) == returns
+    assert sizes == sorted(sizes, reverse=True)
+    compare(target, inputs, max_new_tokens=30, eos_token_id=ends)
+
+
+def test_a_criterion_without_end_token():
+    """Without end tokens nothing is padded: `generate` goes on with all rows until the last has met the criterion."""
+    target, inputs = make_target(), make_batch((4, 7, 2))
+    plain = target.generate(**inputs, max_new_tokens=24, do_sample=False)[:, 7:]
+    stops = {plain[0, 2].item(), plain[1, 9].item(), plain[2, 13].item()}
+
+    def met(input_ids, scores):
+        return torch.tensor([any(int(token) in stops for token in row[7:]) for row in input_ids])
+
+    output = compare(target, inputs, max_new_tokens=24, stopping_criteria=[met])
+    assert output.sequences.shape[1] < 7 + 24
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"temperature": 0.7, "top_k": 20, "top_p": 0.9},
+        {"min_p": 0.05},
+        {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
+        {"top_k": 0, "min_new_tokens": 5, "eos_token_id": [7, 8, 9, 10, 11, 12]},
+    ],
+)
+@pytest.mark.parametrize("couple", [True, False])
+def test_sampling(kwargs, couple):
+    """The same tokens for the same seed, and the random generator left as plain `generate` leaves it."""
+    target = make_target()
+    draft = make_drafter(target, couple_sampling=couple)
+    for seed in range(3):
+        compare(target, make_batch(seed=seed), draft, seed=seed, do_sample=True, **kwargs)
+
+
+def test_draws_are_made_again_where_they_were_not_kept(monkeypatch):
+    monkeypatch.setattr(coupling, "_DRAWN_BYTES", 0)
+    target = make_target()
+    with knowing_drafter([target.generate(make_prompt(4), max_new_tokens=60, do_sample=False)[0, 4:].tolist(), []]):
+        inputs = {"input_ids": torch.cat((make_prompt(4), make_prompt(4, seed=3)))}
+        kwargs = {"do_sample": True, "top_k": 2, "temperature": 0.1, "max_new_tokens": 60}
+        torch.manual_seed(1)
+        plain = target.generate(**inputs, **kwargs)
+        torch.manual_seed(1)
+        with mock.patch.object(BatchCoupling, "take", autospec=True, side_effect=BatchCoupling.take) as take:
+            ours = target.generate(**inputs, **kwargs, assistant_model=make_drafter(target))
+    assert ours.tolist() == plain.tolist()
+    assert take.call_count > 60, "the rows were always together"
+
+
+def test_sampling_on_devices_whose_draws_are_not_known(monkeypatch):
+    monkeypatch.setattr(generation, "can_couple", lambda device: False)
+    target = make_target()
+    torch.manual_seed(0)
+    output = target.generate(**make_batch(), do_sample=True, max_new_tokens=9, assistant_model=make_drafter(target))
+    assert output.shape == (4, 20)
+
+
+def test_several_sequences_per_prompt():
+    target = make_target()
+    compare(target, make_batch((5, 3)), seed=4, do_sample=True, num_return_sequences=3)
+
+
+def test_processors_that_count_rows():
+    allowed = {row: list(range(10 * row + 3, 10 * row + 13)) for row in range(4)}
+    output = compare(make_target(), make_batch(), prefix_allowed_tokens_fn=lambda row, ids: allowed[row])
+    for row, tokens in enumerate(output.sequences[:, 11:].tolist()):
+        assert set(tokens) <= set(allowed[row])
+    processor = PrefixConstrainedLogitsProcessor(lambda row, ids: allowed[row], num_beams=1)
+    compare(make_target(), make_batch(), logits_processor=[processor])
+    compare(make_target(), make_batch(), encoder_repetition_penalty=3.0)
+    compare(make_target(), make_batch((6, 9, 9)), encoder_no_repeat_ngram_size=1)
+
+
+def test_guidance():
+    target = make_target()
+    with pytest.raises(NotImplementedError, match=r"`guidance_scale` runs the target on the whole batch"):
+        target.generate(**make_batch(), guidance_scale=1.5, max_new_tokens=4, assistant_model=make_drafter(target))
+
+
+@pytest.mark.parametrize("window", [None, 6])
+def test_records(window):
+    """Scores, logits, attentions and hidden states of each token, as far as a row goes."""
+    target = make_target("mistral" if window else "llama", window=window, attention="eager")
+    inputs = make_batch((5, 8, 3))
+    plain = target.generate(**inputs, max_new_tokens=14, do_sample=False)[:, 8:]
+    kwargs = {
+        **inputs,
+        "max_new_tokens": 14,
+        "do_sample": False,
+        "eos_token_id": [plain[1, 4].item(), 2],
+        "return_dict_in_generate": True,
+        "output_scores": True,
+        "output_logits": True,
+        "output_attentions": True,
+        "output_hidden_states": True,
+    }
+    expected = target.generate(**kwargs)
+    with knowing_drafter(plain.tolist()):
+        ours = target.generate(**kwargs, assistant_model=make_drafter(target))
+    assert ours.sequences.tolist() == expected.sequences.tolist()
+    ended = (expected.sequences[:, 8:, None] == torch.tensor(kwargs["eos_token_id"])).any(-1).long().cumsum(-1)
+    assert ended[:, -1].sum() > 0, "no row ends early"
+    for name in ("scores", "logits", "attentions", "hidden_states"):
+        ours_all, expected_all = getattr(ours, name), getattr(expected, name)
+        assert len(ours_all) == len(expected_all)
+        for token, (one, other) in enumerate(zip(ours_all, expected_all, strict=True)):
+            rows = [row for row in range(3) if token == 0 or ended[row, token - 1] == 0]  # that go on until there
+            assert type(one) is type(other)
+            one, other = ((parts,) if isinstance(parts, torch.Tensor) else parts for parts in (one, other))
+            for part, expected_part in zip(one, other, strict=True):
+                assert part.shape == expected_part.shape
+                torch.testing.assert_close(part[rows], expected_part[rows], atol=1e-4, rtol=1e-4)
+
+
+class Tokens(BaseStreamer):
+    def __init__(self):
+        self.values, self.ended = [], 0
+
+    def put(self, value):
+        self.values.append(value.tolist())
+
+    def end(self):
+        self.ended += 1
+
+
+def test_streamers():
+    target, inputs = make_target(), make_batch((4, 7, 2))
+    plain = target.generate(**inputs, max_new_tokens=20, do_sample=False)[:, 7:]
+    kwargs = {**inputs, "max_new_tokens": 20, "do_sample": False, "eos_token_id": plain[2, 6].item()}
+    expected, ours = Tokens(), Tokens()
+    target.generate(**kwargs, streamer=expected)
+    with knowing_drafter(plain.tolist()):
+        target.generate(**kwargs, streamer=ours, assistant_model=make_drafter(target))
+    assert ours.values == expected.values
+    assert ours.ended == 1
+    with pytest.raises(ValueError, match="batch size 1"):
+        target.generate(**kwargs, streamer=TextStreamer(None), assistant_model=make_drafter(target))
+
+
+def test_a_cache_of_the_callers():
+    """All rows stay in it, each with its own tokens first."""
+    target, inputs = make_target(), make_batch((4, 7, 2))
+    plain = target.generate(**inputs, max_new_tokens=12, do_sample=False)
+    cache = DynamicCache(config=target.config)
+    with knowing_drafter(plain[:, 7:].tolist()):
+        target.generate(
+            **inputs, max_new_tokens=12, do_sample=False, past_key_values=cache, assistant_model=make_drafter(target)
+        )
+    assert cache.get_seq_length() == 18
+    expected = DynamicCache(config=target.config)
+    target(
+        plain[:, :18],
+        attention_mask=torch.nn.functional.pad(inputs["attention_mask"], (0, 11), value=1),
+        position_ids=torch.nn.functional.pad(inputs["attention_mask"], (0, 11), value=1).cumsum(-1).sub(1).clamp(0),
+        past_key_values=expected,
+    )
+    visible = torch.nn.functional.pad(inputs["attention_mask"], (0, 11), value=1).bool()
+    for ours, theirs in zip(cache.layers, expected.layers, strict=True):
+        for row in range(3):
+            torch.testing.assert_close(
+                ours.keys[row][:, visible[row]], theirs.keys[row][:, visible[row]], atol=1e-4, rtol=1e-4
+            )
+
+
+def test_adaptive_trees():
+    compare(make_target(), make_batch(), num_assistant_tokens_schedule="heuristic", max_new_tokens=40)
+
+
+@pytest.mark.parametrize("chunk", [2, 5])
+def test_prompts_in_chunks(chunk):
+    compare(make_target(), make_batch(), prefill_chunk_size=chunk)
+
+
+def test_embeddings_for_prompts():
+    target, inputs = make_target(), make_batch()
+    embeds = {
+        "inputs_embeds": target.get_input_embeddings()(inputs["input_ids"]),
+        "attention_mask": inputs["attention_mask"],
+    }
+    plain = target.generate(**embeds, max_new_tokens=12, do_sample=False)
+    ours = target.generate(**embeds, max_new_tokens=12, do_sample=False, assistant_model=make_drafter(target))
+    assert ours.tolist() == plain.tolist()
+
+
+def test_static_trees_and_decoupled_experts():
+    target = make_target()
+    static = make_drafter(target, static_tree=[[0], [1], [0, 0], [0, 1], [1, 0], [0, 0, 0]])
+    compare(target, make_batch(), static)
+    compare(target, make_batch(), make_drafter(target, head_mode="decoupled"))
+    compare(target, make_batch(), make_drafter(target, head_mode="single", num_experts=1))
+
+
+def test_the_drafter_reads_each_row_as_if_it_were_alone():
+    """A row's trees do not depend on the others, nor on how far these have got."""
+    target = make_target()
+    draft = make_drafter(target)
+    inputs = make_batch()
+    proposed: list[tuple[list[int], DraftTree]] = []
+    propose = JakiroCandidateGenerator.propose
+
+    def noted(self, root, *args, **kwargs):
+        tree = propose(self, root, *args, **kwargs)
+        proposed.append((list(self._lengths), tree))
+        return tree
+
+    kwargs = {"max_new_tokens": 16, "do_sample": False, "assistant_model": draft, "return_dict_in_generate": True}
+    with mock.patch.object(JakiroCandidateGenerator, "propose", noted):
+        target.generate(**inputs, **kwargs)
+        together, proposed = proposed, []
+        assert any(len(set(lengths)) > 1 for lengths, _ in together), "the rows never got ahead of one another"
+        for row, length in enumerate(LENGTHS):
+            proposed.clear()
+            target.generate(inputs["input_ids"][row : row + 1, -length:], **kwargs)
+            pads = max(LENGTHS) - length
+            alone = {lengths[0] + pads: tree for lengths, tree in proposed}
+            checked = 0
+            for lengths, tree in together:
+                single = alone.get(lengths[row])
+                if single is not None and single.num_nodes == tree.num_nodes and single.max_depth == tree.max_depth:
+                    assert tree.tokens[row].tolist() == single.tokens[0].tolist()
+                    assert tree.parents[row].tolist() == single.parents[0].tolist()
+                    checked += 1
+            assert checked >= 3
+
+
+def test_targets_that_verify_chains_only():
+    target = make_target()
+    with (
+        mock.patch.object(generation, "why_no_trees", return_value="its attention is another"),
+        pytest.raises(NotImplementedError, match=r"In a batch, .* but its attention is another\. Pass one prompt"),
+    ):
+        target.generate(**make_batch(), max_new_tokens=4, assistant_model=make_drafter(target))
+
+
+def test_limits():
+    target = make_target()
+    criteria = StoppingCriteriaList([MaxLengthCriteria(max_length=13)])
+    compare(target, make_batch(), max_new_tokens=1)
+    compare(target, make_batch(), max_new_tokens=2)
+    compare(target, make_batch(), stopping_criteria=criteria)
