@@ -266,6 +266,19 @@ def test_generation_is_lossless(name, tmp_path):
         assert outputs[1].num_drafted_tokens > 0
 
 
+@pytest.mark.parametrize("name", ["safeailab", "speculators"])
+def test_batches(name, tmp_path):
+    """Rows of different lengths, padded on the left."""
+    target = make_target(num_layers=NUM_LAYERS)
+    _, draft = load(tmp_path, target, **CHECKPOINTS[name])
+    prompts = make_prompt(11).repeat(2, 1)
+    mask = torch.ones_like(prompts)
+    mask[1, :4] = prompts[1, :4] = 0
+    options = {"attention_mask": mask, "max_new_tokens": 20, "do_sample": False}
+    plain = target.generate(prompts, **options)
+    assert torch.equal(target.generate(prompts, assistant_model=draft, **options), plain)
+
+
 def test_what_it_learned_is_accepted(tmp_path):
     """A drafter that learned one answer by heart, from the target's own features, drafts it."""
     target, prompt = make_target(num_layers=NUM_LAYERS), make_prompt(11)
