@@ -39,7 +39,7 @@ def add_convert(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
         "convert",
         help="convert a published Jakiro, Jakiro* or EAGLE-1/2/3 drafter",
         description="Convert a published Jakiro, Jakiro* or EAGLE-1/2/3 drafter to a folder that "
-        "JakiroDraftModel.from_pretrained loads.",
+        "JakiroDraftModel.from_pretrained loads, or back.",
     )
     parser.add_argument("src", metavar="SRC", help="folder or Hub id of the original checkpoint")
     parser.add_argument("dst", metavar="DST", help="folder to create")
@@ -54,10 +54,23 @@ def add_convert(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
         help="precision to save: auto (default, the checkpoint's), float32, float16 or bfloat16",
     )
 
-    def run(args: argparse.Namespace) -> None:
-        from transformers_jakiro.conversion import convert_original
+    parser.add_argument(
+        "--to",
+        choices=("jakiro", "original"),
+        default="jakiro",
+        help="original: the other way, from a saved drafter to the layout of the published Jakiro and EAGLE-1/2 code",
+    )
 
-        path = convert_original(args.src, args.dst, target=args.target, dtype=args.dtype)
+    def run(args: argparse.Namespace) -> None:
+        from transformers_jakiro import JakiroDraftModel
+        from transformers_jakiro.conversion import convert_original, export_original
+
+        if args.to == "original":
+            if args.target is not None:
+                raise ValueError("`--target` is for converting from an original checkpoint: leave it out.")
+            path = export_original(JakiroDraftModel.from_pretrained(args.src, dtype=args.dtype), args.dst)
+        else:
+            path = convert_original(args.src, args.dst, target=args.target, dtype=args.dtype)
         print(f"Saved {path}")
 
     parser.set_defaults(run=run)

@@ -15,6 +15,7 @@ from transformers_jakiro.checkpoint import WEIGHTS_FILES
 from transformers_jakiro.configuration_jakiro import JakiroDraftConfig
 from transformers_jakiro.conversion import (
     convert_original,
+    export_original,
     jakiro_state_dict_to_original,
     load_original,
     original_state_dict_to_jakiro,
@@ -32,6 +33,7 @@ VARIANTS = [
     {"variant": "eagle", "num_layers": 2, "fc_bias": False},
 ]
 LAYER = "layers.0."
+STAR = {"head_mode": "decoupled", "gated_experts": False, "hidden_act": "gelu"}
 
 
 def fused(tensors, *names, dim=0):
@@ -604,3 +606,47 @@ def test_convert_keeps_what_appeared_meanwhile(tmp_path, monkeypatch):
         convert_original(src, tmp_path / "dst")
     assert {path.name for path in tmp_path.iterdir()} == {"src", "dst"}
     assert [path.name for path in (tmp_path / "dst").iterdir()] == ["mine"]
+
+
+# --- export_original ---
+
+
+@pytest.mark.parametrize("variant", ["jakiro", "star", "eagle"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_export(variant, dtype, tmp_path, golden_original):
+    """There and back: the same bits, the same config."""
+    if variant == "eagle":
+        tensors, config = make_original("eagle", num_layers=2, qkv_bias=True)
+        src = write_original(tmp_path / "src", tensors, config | {"static_tree": [[0], [0, 0]]})
+    else:
+        src = golden_original({"jakiro": "jakiro_b", "star": "jakiro_star_a"}[variant])
+    draft = load_original(src, dtype=dtype)
+    dst = export_original(draft, tmp_path / "new" / "dst")
+    assert {path.name for path in dst.iterdir()} == {"config.json", "model.safetensors"}
+    again = load_original(dst)
+    assert again.config.to_diff_dict() == draft.config.to_diff_dict()
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in draft.state_dict().items())
+    names = load_file(src / "model.safetensors").keys() - {"embed_tokens.weight"}
+    assert load_file(dst / "model.safetensors").keys() == names
+    with pytest.raises(FileExistsError, match=r"exists and is not an empty folder"):
+        export_original(draft, dst)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"num_experts": 3}, r"knows two experts at most, got num_experts=3"),
+        ({"expert_intermediate_size": 24}, r"as wide as the hidden size \(32\), got expert_intermediate_size=24"),
+        ({"num_hidden_layers": 2}, r"one layer with experts, got num_hidden_layers=2"),
+        ({"head_dim": 16}, r"heads that make up the hidden size \(32\), got num_attention_heads=4, head_dim=16"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, r"without scaling"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, **STAR}, r"base of 10000 for Jakiro\*, got"),
+        ({"attention_bias": True, **STAR}, r"no bias in the attention of Jakiro\*"),
+        ({"final_norm": True}, r"knows no norm after the experts"),
+    ],
+)
+def test_export_refuses_what_the_published_code_does_not_run(overrides, message, tmp_path):
+    draft = JakiroDraftModel(JakiroDraftConfig(hidden_size=32, num_attention_heads=4, vocab_size=48, **overrides))
+    with pytest.raises(ValueError, match=message):
+        export_original(draft, tmp_path / "dst")
+    assert not (tmp_path / "dst").exists()

@@ -16,13 +16,15 @@ import json
 import math
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from safetensors.torch import save_file
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -40,6 +42,11 @@ Layout = dict[str, tuple[int, dict[str, tuple[int, ...]]]]
 _HUB_PATTERNS = (
     ["config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json"],
     ["config.json", "pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"],
+)
+# of config.json, under the same names in both
+_SAME_FIELDS = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_act"),
+    *("max_position_embeddings", "rms_norm_eps", "bos_token_id", "eos_token_id", "pad_token_id"),
 )
 _PREFIXES = ("model.", "ea_layer.")
 # the target's, or recomputed, or read already
@@ -137,20 +144,110 @@ def convert_original(
         FileExistsError: if `dst` is a file or holds files.
         ValueError, OSError: see [`load_original`].
     """
-    dst = Path(dst).expanduser().resolve()
-    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
-        raise FileExistsError(
-            f"{dst} exists and is not an empty folder: choose another destination, or remove it first."
-        )
+    dst = _new_folder(dst)
     model = load_original(src, target=target, **kwargs)
+    with _complete_or_absent(dst) as folder:
+        model.save_pretrained(folder)
+    return dst
+
+
+def export_original(draft_model: JakiroDraftModel, dst: str | Path) -> Path:
+    """
+    The reverse of [`convert_original`]: a folder in the layout of the published Jakiro, Jakiro\\* or EAGLE-1/2
+    checkpoints, with `config.json` and `model.safetensors`. It appears complete or not at all.
+
+    Args:
+        draft_model ([`JakiroDraftModel`]): of a kind that the published code of that layout runs with the same result.
+        dst (`str` or `Path`): the new folder; must not exist, or be empty.
+
+    Returns:
+        `Path`: the absolute path of `dst`.
+
+    Raises:
+        FileExistsError: if `dst` is a file or holds files.
+        ValueError: saying what the published code lacks for this drafter.
+    """
+    dst, config = _new_folder(dst), draft_model.config
+    tensors = jakiro_state_dict_to_original(draft_model.state_dict(), config)
+    _check_published_code_runs(config)
+    original = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "intermediate_size": config.expert_intermediate_size,
+        "rope_theta": config.rope_parameters["rope_theta"],
+        "bias": config.fusion_bias,
+        "torch_dtype": str(draft_model.dtype).removeprefix("torch."),
+        "tie_word_embeddings": False,
+        **{name: getattr(config, name) for name in _SAME_FIELDS},
+    }
+    if config.attention_bias:
+        original["qkv_bias"] = True
+    if config.num_experts > 1:
+        original |= {"num_local_experts": config.num_experts, "num_experts_per_tok": config.num_experts_per_tok}
+    if config.static_tree is not None:
+        original["static_tree"] = config.static_tree
+    with _complete_or_absent(dst) as folder:
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(original, indent=2) + "\n", encoding="utf-8")
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return dst
+
+
+def _check_published_code_runs(config: JakiroDraftConfig) -> None:
+    """Raises `ValueError` for what the published code hard-wires otherwise; it would load, and draft nonsense."""
+    is_jakiro, is_star = config.head_mode == "contrastive", config.head_mode == "decoupled"
+    theta = config.rope_parameters["rope_theta"]
+    for wrong, rule, got in (
+        (config.num_experts > 2, "two experts at most", f"num_experts={config.num_experts}"),
+        (
+            is_jakiro and config.expert_intermediate_size != config.hidden_size,
+            f"experts as wide as the hidden size ({config.hidden_size})",
+            f"expert_intermediate_size={config.expert_intermediate_size}",
+        ),
+        (
+            (is_jakiro or is_star) and config.num_hidden_layers > 1,
+            "one layer with experts",
+            f"num_hidden_layers={config.num_hidden_layers}",
+        ),
+        (
+            config.head_dim * config.num_attention_heads != config.hidden_size,
+            f"heads that make up the hidden size ({config.hidden_size})",
+            f"num_attention_heads={config.num_attention_heads}, head_dim={config.head_dim}",
+        ),
+        (
+            config.rope_parameters.get("rope_type", "default") != "default",
+            "rotary embeddings without scaling",
+            f"rope_parameters={config.rope_parameters}",
+        ),
+        (is_star and theta != 10000, "a rotary base of 10000 for Jakiro*", f"rope_theta={theta}"),
+        (is_star and config.attention_bias, "no bias in the attention of Jakiro*", "attention_bias=True"),
+    ):
+        if wrong:
+            raise ValueError(
+                f"The published code of this layout knows {rule}, got {got}. Save this drafter with `save_pretrained` "
+                "instead."
+            )
+
+
+def _new_folder(path: str | Path) -> Path:
+    path = Path(path).expanduser().resolve()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(
+            f"{path} exists and is not an empty folder: choose another destination, or remove it first."
+        )
+    return path
+
+
+@contextmanager
+def _complete_or_absent(dst: Path) -> Iterator[Path]:
+    """Where to write a folder that becomes `dst`, once it is complete."""
     dst.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{dst.name}-", dir=dst.parent) as scratch:
         complete = Path(scratch) / dst.name
-        model.save_pretrained(complete)
+        yield complete
         if dst.is_dir():
             dst.rmdir()  # empty, or this raises: renaming onto an empty folder is not portable
         complete.rename(dst)
-    return dst
 
 
 # --- the key map -----------------------------------------------------------------------------------------------------
@@ -845,4 +942,10 @@ def _load_target_config(
     raise TypeError(f"`target` must be a model, a config, a path or a Hub id, got {type(target).__name__}.")
 
 
-__all__ = ["convert_original", "jakiro_state_dict_to_original", "load_original", "original_state_dict_to_jakiro"]
+__all__ = [
+    "convert_original",
+    "export_original",
+    "jakiro_state_dict_to_original",
+    "load_original",
+    "original_state_dict_to_jakiro",
+]
