@@ -327,6 +327,12 @@ def test_config(tmp_path):
     assert {name: getattr(draft.config, name) for name in expected} == expected
 
 
+def test_target_of_speculators(tmp_path):
+    tensors, config = make_eagle3(**CHECKPOINTS["speculators, two layers"])
+    draft = load_original(write_original(tmp_path, tensors, config))
+    assert draft.config.target_name_or_path == "org/target"
+
+
 @pytest.mark.parametrize("kind", ["model", "folder"])
 def test_embeddings_of_the_target_are_not_kept(kind, tmp_path):
     target = make_target(num_layers=NUM_LAYERS)

@@ -9,6 +9,7 @@ import json
 import pickletools
 import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -175,4 +176,33 @@ def _read_weights_file(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-__all__ = ["WEIGHTS_FILES", "check_folder", "read_json", "read_weights"]
+def config_int(original: Mapping[str, Any], name: str) -> int | None:
+    """A positive integer from `config.json`; None if absent or null."""
+    value = original.get(name)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"its config.json says `{name}={value!r}`, expected a positive integer. Correct the field.")
+    return value
+
+
+def matrix_shape(tensors: Mapping[str, torch.Tensor], name: str) -> tuple[int, int]:
+    if name not in tensors:
+        raise ValueError(
+            f"`{name}` is missing. Download the checkpoint again; if it is complete, it is no such drafter."
+        )
+    shape = tuple(tensors[name].shape)
+    if len(shape) != 2 or 0 in shape:
+        raise ValueError(
+            f"`{name}` has shape {shape}, expected a matrix. The checkpoint is damaged: download it again."
+        )
+    return shape[0], shape[1]
+
+
+def config_object(original: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """An object from `config.json`; empty if absent or null."""
+    value = original.get(name)
+    if value is not None and not isinstance(value, dict):
+        raise ValueError(f"its config.json says `{name}={value!r}`, expected an object. Correct the field.")
+    return value or {}
+
+
+__all__ = ["WEIGHTS_FILES", "check_folder", "config_int", "config_object", "matrix_shape", "read_json", "read_weights"]

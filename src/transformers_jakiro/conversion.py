@@ -8,8 +8,7 @@ Nothing in such a checkpoint marks its variant, and its config holds fields that
 read off tensor names and shapes; the config only supplies what shapes cannot tell. Then every tensor must be there,
 with the expected shape, finite, and nothing else: a drafter with a wrong weight still runs, it just drafts nonsense.
 
-Symbols in shape comments: H hidden size, N experts, I inner width of one expert, V vocabulary, D tokens that can be
-drafted.
+Symbols in shape comments: H hidden size, N experts, I inner width of one expert.
 """
 
 import json
@@ -29,14 +28,21 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from .checkpoint import WEIGHTS_FILES, read_json, read_weights
+from .checkpoint import WEIGHTS_FILES, config_int, matrix_shape, read_json, read_weights
 from .configuration_jakiro import JakiroDraftConfig
+from .eagle3 import (
+    Layout,
+    drop_target_embeddings,
+    eagle3_layout,
+    infer_draft_vocab_size,
+    infer_eagle3,
+    is_eagle3,
+    read_draft_token_ids,
+    unify_eagle3,
+)
 from .modeling_jakiro import JakiroDraftModel
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
-
-# {our name: (dimension of the concatenation, {original name: its shape})}
-Layout = dict[str, tuple[int, dict[str, tuple[int, ...]]]]
 
 # what to fetch from the Hub to have either format
 _HUB_PATTERNS = (
@@ -99,14 +105,13 @@ def load_original(
     try:
         tensors = _strip_prefix(tensors)
         _refuse_foreign(tensors, original_config)
-        if _is_eagle3(tensors, original_config):
-            tensors, original_config = _unify_eagle3(tensors, original_config)
-            if _are_equal(tensors.get("embed_tokens.weight"), _target_embeddings(target)):
-                del tensors["embed_tokens.weight"]
+        if is_eagle3(tensors, original_config):
+            tensors, original_config = unify_eagle3(tensors, original_config)
+            drop_target_embeddings(tensors, target)
         config = _infer_config(tensors, original_config, target_config)
         if isinstance(target, (str, Path)):
             config.target_name_or_path = str(target)
-        draft_token_ids = _draft_token_ids(tensors, config)
+        draft_token_ids = read_draft_token_ids(tensors, config)
         shapes = _original_shapes(config)
         tensors = {name: tensor for name, tensor in tensors.items() if name in shapes or not _IGNORED.fullmatch(name)}
         _check_layout(tensors, shapes, "an original checkpoint")
@@ -271,7 +276,7 @@ def _layout(config: JakiroDraftConfig) -> Layout:
     q_size = fields["num_attention_heads"] * fields["head_dim"]
     kv_size = fields["num_key_value_heads"] * fields["head_dim"]
     if eagle3:
-        layout = _eagle3_layout(config)
+        layout = eagle3_layout(config)
     else:
         layout = {"fc.weight": (0, {"fc.weight": (hidden, 2 * hidden)})}
         if config.fusion_bias:
@@ -314,25 +319,6 @@ def _layout(config: JakiroDraftConfig) -> Layout:
             layout[f"{ours}.mlp.experts.up_proj.weight"] = (0, _named(mlps, "fc", inner, hidden))
             down = _named(mlps, "proj", hidden, inner)
         layout[f"{ours}.mlp.experts.down_proj.weight"] = (1, down)
-    return layout
-
-
-def _eagle3_layout(config: JakiroDraftConfig) -> Layout:
-    """What an EAGLE-3 drafter has besides its layers."""
-    hidden, num_features = config.hidden_size, len(config.feature_layers)
-    target_size = config.target_hidden_size or hidden
-    layout: Layout = {"feature_fusion.proj.weight": (0, {"fc.weight": (hidden, num_features * target_size)})}
-    if config.fusion_norm == "each":
-        for index in range(num_features):
-            name = f"feature_fusion.norms.{index}.weight"
-            layout[name] = (0, {f"fc_norm.{index}.weight": (target_size,)})
-    elif config.fusion_norm == "all":
-        layout["feature_fusion.norms.0.weight"] = (0, {"input_norm.weight": (num_features * target_size,)})
-    layout["norm.weight" if config.final_norm else "head_norm.weight"] = (0, {"norm.weight": (hidden,)})
-    if config.own_head:
-        layout["lm_head.weight"] = (0, {"lm_head.weight": (config.draft_vocab_size or config.vocab_size, hidden)})
-    if config.own_embeddings:
-        layout["embed_tokens.weight"] = (0, {"embed_tokens.weight": (config.vocab_size, hidden)})
     return layout
 
 
@@ -473,10 +459,10 @@ def _infer_config(
     """
     text_config = target.get_text_config(decoder=True) if target is not None else None
     values = _infer_architecture(tensors, original)
-    if _is_eagle3(tensors, original):
-        values |= _infer_eagle3(tensors, original, values["hidden_size"], text_config)
+    if is_eagle3(tensors, original):
+        values |= infer_eagle3(tensors, original, values["hidden_size"], text_config)
     _check_against_config(tensors, original, values)
-    values["vocab_size"] = _config_int(original, "vocab_size")
+    values["vocab_size"] = config_int(original, "vocab_size")
     if text_config is not None:
         read_size = values.get("target_hidden_size") or values["hidden_size"]
         for name, got in (("hidden_size", read_size), ("vocab_size", values["vocab_size"])):
@@ -507,11 +493,11 @@ def _infer_config(
             f"its config.json must have `rms_norm_eps`, a number between 0 and 1, got {eps!r}. Put in the target's."
         )
     # the published code's default
-    values["max_position_embeddings"] = _config_int(original, "max_position_embeddings") or 2048
+    values["max_position_embeddings"] = config_int(original, "max_position_embeddings") or 2048
     values["rms_norm_eps"], values["rope_parameters"] = float(eps), _rope_parameters(original)
     values["static_tree"] = original.get("static_tree")
     if values.get("fusion") == "eagle3":
-        values["draft_vocab_size"] = _draft_vocab_size(tensors, original, values["vocab_size"])
+        values["draft_vocab_size"] = infer_draft_vocab_size(tensors, original, values["vocab_size"])
     try:
         return JakiroDraftConfig(**values)
     except (StrictDataclassError, KeyError, TypeError) as error:
@@ -520,18 +506,18 @@ def _infer_config(
 
 def _infer_architecture(tensors: Mapping[str, torch.Tensor], original: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of [`JakiroDraftConfig`] that names and shapes tell, given the number of attention heads."""
-    hidden_size, fc_in = _matrix_shape(tensors, "fc.weight")
-    if fc_in != 2 * hidden_size and not _is_eagle3(tensors, original):
+    hidden_size, fc_in = matrix_shape(tensors, "fc.weight")
+    if fc_in != 2 * hidden_size and not is_eagle3(tensors, original):
         raise ValueError(
             f"`fc.weight` has shape {(hidden_size, fc_in)}, expected {(hidden_size, 2 * hidden_size)}: it must fuse "
             "one embedding and one feature of the target's hidden size."
         )
     num_layers = _count(tensors, r"layers\.(\d+)\.self_attn\..+")
-    num_heads = _config_int(original, "num_attention_heads")
+    num_heads = config_int(original, "num_attention_heads")
     if num_heads is None:
         raise ValueError("its config.json lacks `num_attention_heads`, which shapes cannot tell. Put it in.")
-    q_size, _ = _matrix_shape(tensors, "layers.0.self_attn.q_proj.weight")
-    kv_size, _ = _matrix_shape(tensors, "layers.0.self_attn.k_proj.weight")
+    q_size, _ = matrix_shape(tensors, "layers.0.self_attn.q_proj.weight")
+    kv_size, _ = matrix_shape(tensors, "layers.0.self_attn.k_proj.weight")
     head_dim = q_size // num_heads
     if q_size % num_heads != 0 or kv_size % head_dim != 0:
         raise ValueError(
@@ -544,12 +530,12 @@ def _infer_architecture(tensors: Mapping[str, torch.Tensor], original: Mapping[s
     gated = _count(tensors, re.escape(moe) + r"experts\.(\d+)\.(fc|proj)\..+") == 0
     if num_experts == 0:
         num_experts, head_mode = 1, "single"
-        inner_size, _ = _matrix_shape(tensors, "layers.0.mlp.gate_proj.weight")
+        inner_size, _ = matrix_shape(tensors, "layers.0.mlp.gate_proj.weight")
     else:
         head_mode = "contrastive" if gated else "decoupled"
-        inner_size, _ = _matrix_shape(tensors, f"{moe}experts.0.{'gate_proj' if gated else 'fc'}.weight")
+        inner_size, _ = matrix_shape(tensors, f"{moe}experts.0.{'gate_proj' if gated else 'fc'}.weight")
         gate = f"layers.{num_layers - 1}.mlp_moe.gate.weight"
-        gate_size, _ = _matrix_shape(tensors, gate)
+        gate_size, _ = matrix_shape(tensors, gate)
         expected = num_experts + (2 if gated else 0)
         if gate_size != expected:
             raise ValueError(
@@ -577,174 +563,6 @@ def _infer_architecture(tensors: Mapping[str, torch.Tensor], original: Mapping[s
     }
 
 
-def _is_eagle3(tensors: Mapping[str, torch.Tensor], original: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint without prefix is an EAGLE-3 drafter in any layout."""
-    return "speculators_model_type" in original or any(
-        name in ("d2t", "t2d") or name.startswith(("midlayer.", "layers.0.hidden_norm.")) for name in tensors
-    )
-
-
-def _unify_eagle3(
-    tensors: Mapping[str, torch.Tensor], original: Mapping[str, Any]
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors as speculators names them, and its config with the fields of `transformer_layer_config` as its own."""
-    renamed = {re.sub(r"^midlayer\.", "layers.0.", name): tensor for name, tensor in tensors.items()}
-    if len(renamed) < len(tensors):
-        raise ValueError("it has tensors both under `midlayer` and `layers.0`. Do not use this checkpoint.")
-    layer_config = _object(original, "transformer_layer_config")
-    return renamed, {**original, **layer_config, "speculators_model_type": "eagle3"}
-
-
-def _infer_eagle3(
-    tensors: Mapping[str, torch.Tensor], original: Mapping[str, Any], hidden_size: int, target: PreTrainedConfig | None
-) -> dict[str, Any]:
-    """
-    Fields of [`JakiroDraftConfig`] that are special to EAGLE-3.
-
-    Args:
-        tensors, original: as [`_unify_eagle3`] gives them.
-        target: the target's text config.
-    """
-    if _object(original, "eagle_config").get("use_aux_hidden_state", True) is not True:
-        raise ValueError(
-            "its config.json says `use_aux_hidden_state` is not true: it reads the target's last hidden states alone. "
-            "Such EAGLE-3 drafters are not supported."
-        )
-    layer_types = original.get("layer_types")
-    if layer_types and (not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types)):
-        raise ValueError(
-            f"its config.json says `layer_types={layer_types!r}`, expected a list of 'full_attention' alone."
-        )
-    target_size = _config_int(original, "target_hidden_size") or hidden_size
-    _, fc_in = _matrix_shape(tensors, "fc.weight")
-    count = fc_in // target_size
-    if fc_in % target_size != 0:
-        raise ValueError(
-            f"`fc.weight` has shape {(hidden_size, fc_in)}, expected a multiple of the target's hidden size, "
-            f"{target_size}: it fuses several of the target's hidden states. Correct `target_hidden_size` in its "
-            "config.json, or use the one that belongs to these weights."
-        )
-    flags = {}
-    for name in ("norm_before_residual", "norm_output"):
-        flags[name] = original.get(name) or False
-        if not isinstance(flags[name], bool):
-            raise ValueError(f"its config.json says `{name}={flags[name]!r}`, expected true or false.")
-    fusion_norm = "each" if "fc_norm.0.weight" in tensors else "all" if "input_norm.weight" in tensors else None
-    return {
-        "fusion": "eagle3",
-        "feature_layers": _eagle3_layers(original, count, target),
-        "fusion_norm": fusion_norm,
-        "residual_norm": flags["norm_before_residual"],
-        "final_norm": flags["norm_output"],
-        "target_hidden_size": None if target_size == hidden_size else target_size,
-        "own_head": "lm_head.weight" in tensors,
-        "own_embeddings": "embed_tokens.weight" in tensors,
-    }
-
-
-def _eagle3_layers(original: Mapping[str, Any], count: int, target: PreTrainedConfig | None) -> list[int]:
-    """
-    The hidden states that an EAGLE-3 drafter fuses, as indices of `output_hidden_states` (i: what layer i reads).
-
-    speculators, and vLLM, count so, too; SpecForge, and SGLang, name the layers whose output it is. The published
-    drafters name none, and read layers 2, L // 2 and L - 3 of L.
-    """
-    name, shift = "eagle_aux_hidden_state_layer_ids", 0
-    layers = original.get(name)
-    if not layers:
-        layers, shift = _object(original, "eagle_config").get(name), 1
-    if not layers and target is None:
-        raise ValueError(
-            "its config.json does not tell which of the target's layers it reads, as the rule is taken for granted. "
-            "Give `target`, whose number of layers tells."
-        )
-    if not layers:
-        num_layers = target.num_hidden_layers
-        layers, shift = [2, num_layers // 2, num_layers - 3], 0
-    if not isinstance(layers, list) or not all(type(layer) is int for layer in layers):
-        raise ValueError(f"its config.json says `{name}={layers!r}`, expected a list of integers.")
-    if len(layers) != count:
-        raise ValueError(
-            f"it reads {len(layers)} of the target's layers ({layers}), but `fc.weight` fuses {count} hidden states. "
-            "Use the config.json that belongs to these weights."
-        )
-    return [layer + shift for layer in layers]
-
-
-def _draft_vocab_size(tensors: Mapping[str, torch.Tensor], original: Mapping[str, Any], vocab_size: int) -> int | None:
-    """Tokens that an EAGLE-3 drafter can draft, None for all."""
-    stated = _config_int(original, "draft_vocab_size")
-    size = stated or vocab_size
-    if "lm_head.weight" in tensors:
-        size, _ = _matrix_shape(tensors, "lm_head.weight")
-        if stated not in (None, size):
-            raise ValueError(
-                f"its config.json says `draft_vocab_size={stated}`, but its `lm_head.weight` has {size} rows. Use the "
-                "config.json that belongs to these weights."
-            )
-    return None if size == vocab_size else size
-
-
-def _draft_token_ids(tensors: Mapping[str, torch.Tensor], config: JakiroDraftConfig) -> torch.LongTensor | None:
-    """
-    The target's tokens `[D]` that an EAGLE-3 drafter can draft, from its maps: `d2t` `[D]`, what to add to the number
-    of a token among them, and `t2d` `[V]`, which tokens they are.
-    """
-    offsets, chosen = tensors.get("d2t"), tensors.get("t2d")
-    size = config.draft_vocab_size
-    if size is None:
-        if offsets is not None and offsets.any():
-            raise ValueError(
-                "it drafts all tokens of the target, but its `d2t` says otherwise. Use weights and config.json that "
-                "belong together."
-            )
-        return None
-    if offsets is None or offsets.shape != (size,) or offsets.is_floating_point():
-        found = "it is missing" if offsets is None else f"it is {offsets.dtype} of shape {tuple(offsets.shape)}"
-        raise ValueError(
-            f"`d2t` must tell which {size} of the target's {config.vocab_size} tokens it drafts, as {size} integers: "
-            f"{found}. Download the checkpoint again."
-        )
-    token_ids = torch.arange(size) + offsets.long()
-    if token_ids.min() < 0 or token_ids.max() >= config.vocab_size or not (token_ids.diff() > 0).all():
-        raise ValueError(
-            f"`d2t` must give increasing tokens below {config.vocab_size}, got {token_ids.min()} to "
-            f"{token_ids.max()}. The checkpoint is damaged, or belongs to another target."
-        )
-    if chosen is not None and (
-        chosen.shape != (config.vocab_size,) or not torch.equal(chosen.nonzero().flatten(), token_ids)
-    ):
-        raise ValueError(
-            "its vocabulary maps `d2t` and `t2d` contradict each other: the checkpoint is damaged, or was saved "
-            "without the maps of its training data."
-        )
-    return token_ids
-
-
-def _target_embeddings(target: PreTrainedModel | PreTrainedConfig | str | Path | None) -> torch.Tensor | None:
-    """The target's embeddings, where they are at hand: in a model, or safetensors in a local folder."""
-    if isinstance(target, PreTrainedModel):
-        return target.get_input_embeddings().weight.detach()
-    folder = Path(target).expanduser() if isinstance(target, (str, Path)) else None
-    if folder is None or not any((folder / name).is_file() for name in WEIGHTS_FILES[:2]):
-        return None
-    found = [x for name, x in read_weights(folder).items() if re.fullmatch(r"(.*\.)?embed_tokens\.weight", name)]
-    return found[0] if len(found) == 1 else None
-
-
-def _are_equal(tensor: torch.Tensor | None, other: torch.Tensor | None) -> bool:
-    """In the precision of the first."""
-    return tensor is not None and other is not None and torch.equal(tensor, other.to(tensor))
-
-
-def _object(original: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """An object from `config.json`; empty if absent or null."""
-    value = original.get(name)
-    if value is not None and not isinstance(value, dict):
-        raise ValueError(f"its config.json says `{name}={value!r}`, expected an object. Correct the field.")
-    return value or {}
-
-
 def _check_against_config(
     tensors: Mapping[str, torch.Tensor], original: Mapping[str, Any], inferred: Mapping[str, Any]
 ) -> None:
@@ -754,7 +572,7 @@ def _check_against_config(
     if inferred["head_mode"] != "contrastive":  # for Jakiro the field is the target's, and ignored
         counterparts["intermediate_size"] = "expert_intermediate_size"
     for name, ours in counterparts.items():
-        stated = _config_int(original, name)
+        stated = config_int(original, name)
         if stated not in (None, inferred[ours]):
             raise ValueError(
                 f"its config.json says `{name}={stated}`, its tensors say {inferred[ours]}. Use the config.json that "
@@ -804,27 +622,6 @@ def _rope_parameters(original: Mapping[str, Any]) -> dict[str, Any]:
         )
     rest = {name: value for name, value in scaling.items() if name != "type"}
     return {**rest, "rope_type": rope_type, "rope_theta": float(theta)}
-
-
-def _config_int(original: Mapping[str, Any], name: str) -> int | None:
-    """A positive integer from `config.json`; None if absent or null."""
-    value = original.get(name)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ValueError(f"its config.json says `{name}={value!r}`, expected a positive integer. Correct the field.")
-    return value
-
-
-def _matrix_shape(tensors: Mapping[str, torch.Tensor], name: str) -> tuple[int, int]:
-    if name not in tensors:
-        raise ValueError(
-            f"`{name}` is missing. Download the checkpoint again; if it is complete, it is no such drafter."
-        )
-    shape = tuple(tensors[name].shape)
-    if len(shape) != 2 or 0 in shape:
-        raise ValueError(
-            f"`{name}` has shape {shape}, expected a matrix. The checkpoint is damaged: download it again."
-        )
-    return shape[0], shape[1]
 
 
 def _count(names: Mapping[str, Any], pattern: str) -> int:
