@@ -4,13 +4,14 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from huggingface_hub import ModelCard
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.utils.data import Subset
@@ -479,7 +480,6 @@ class JakiroTrainer(Trainer):
 
     def training_record(self) -> dict[str, Any]:
         """What the drafter was trained on and how, for its model card."""
-        defaults = JakiroTrainingArguments(output_dir=self.args.output_dir, use_cpu=self.args.use_cpu).to_dict()
         arguments = {
             name: value for name, value in self.args.to_dict().items() if not name.startswith(_NOT_OF_THE_TRAINING)
         }
@@ -487,6 +487,13 @@ class JakiroTrainer(Trainer):
             arguments["target_model_init_kwargs"] = {
                 name: value for name, value in arguments["target_model_init_kwargs"].items() if name != "token"
             }
+        changed = {}
+        for option in fields(self.args):
+            if option.name in arguments and option.name != "accelerator_config":  # whose default is filled in
+                default = option.default_factory() if option.default is MISSING else option.default
+                value = arguments[option.name]
+                if value != default and (value or default is not None):
+                    changed[option.name] = value
         data = self.training_data if isinstance(self.training_data, Mapping) else {"name": self.training_data}
         rows = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None
         record = {
@@ -495,7 +502,7 @@ class JakiroTrainer(Trainer):
             "epochs": self.state.epoch,
             "rows_per_step": self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
             "versions": {name: version(name) for name in ("transformers_jakiro", "transformers", "torch")},
-            "changed_arguments": {name: value for name, value in arguments.items() if value != defaults[name]},
+            "changed_arguments": changed,
             "arguments": arguments,
         }
         return json.loads(json.dumps(record, default=str))
@@ -518,8 +525,10 @@ class JakiroTrainer(Trainer):
         folder = Path(self.args.output_dir)
         draft = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if isinstance(draft, PeftModel):
-            tags = list(dict.fromkeys([*tags, *TAGS]))
-            super().create_model_card(license=license, tags=tags, model_name=model_name)
+            super().create_model_card(license=license, model_name=model_name)
+            card = ModelCard.load(folder / "README.md")
+            card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *TAGS, *tags]))
+            card.save(folder / "README.md")
             return
         card = drafter_card(
             draft.config,
@@ -538,7 +547,7 @@ class JakiroTrainer(Trainer):
 # names and beginnings of names of arguments that tell places and accounts
 _NOT_OF_THE_TRAINING = (
     *("output_dir", "logging_dir", "run_name", "project", "trackio", "local_rank", "resume_from_checkpoint"),
-    *("hub_", "push_to_hub"),
+    *("hub_", "push_to_hub", "report_to", "disable_tqdm", "debug"),
 )
 
 
