@@ -4,6 +4,7 @@
 
 import json
 import re
+import runpy
 import types
 from pathlib import Path
 
@@ -144,13 +145,15 @@ def test_nothing_half_written(draft, tmp_path, monkeypatch):
 
 
 def test_code_goes_as_it_came(draft, tmp_path):
-    """A drafter that was loaded with its code is published without it unless that is wanted."""
+    """A drafter that was published with its code is saved and published without it unless that is wanted."""
     options = {"repo_id": "me/my-drafter", "license": "mit"}
     folder = write_repository(draft, tmp_path / "with", remote_code=True, **options)
     auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
     assert auto_map == {"AutoConfig": "remote_code.JakiroDraftConfig", "AutoModel": "remote_code.JakiroDraftModel"}
     assert {"custom_code", "custom_generate"} <= {*ModelCard.load(folder / "README.md").data.tags}
     loaded = JakiroDraftModel.from_pretrained(folder)
+    loaded.save_pretrained(tmp_path / "saved")
+    assert "auto_map" not in json.loads((tmp_path / "saved" / "config.json").read_text())
     folder = write_repository(loaded, tmp_path / "without", **options)
     assert "auto_map" not in json.loads((folder / "config.json").read_text())
     assert not list(folder.glob("*.py"))
@@ -483,3 +486,25 @@ def test_the_commit_of_a_target_is_remembered(tmp_path, monkeypatch):
 def test_remote_code_needs_a_saved_drafter(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
         save_remote_code(tmp_path)
+
+
+# -- finished cards --------------------------------------------------------------------------------------------------
+
+
+def finished_cards() -> dict[str, str]:
+    module = runpy.run_path(str(MODEL_CARDS / "make_cards.py"))
+    return {name: str(card) for name, card in module["finished_cards"]()}
+
+
+def test_finished_cards_are_up_to_date():
+    cards = finished_cards()
+    files = {file.stem: ModelCard.load(file) for file in MODEL_CARDS.glob("*.md")}
+    assert files.keys() == cards.keys()
+    for name, card in files.items():
+        assert str(card) == str(ModelCard(cards[name])), f"run `python model_cards/make_cards.py`: {name}"
+        assert {"jakiro", "speculative-decoding"} <= {*card.data.tags}
+        assert card.data.pipeline_tag == "text-generation"
+        measured = (MODEL_CARDS / "results" / f"{name}.json").is_file()
+        assert ("Not measured yet" in card.text) != measured
+        assert (card.data.eval_results is not None) == measured
+    assert (MODEL_CARDS / "drafter.md.jinja").read_text() == publishing.TEMPLATE.read_text()

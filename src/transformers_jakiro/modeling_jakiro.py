@@ -487,6 +487,8 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
         )
+        # saving copies the code only where it is that of the checkpoint, and then notes it again
+        vars(model.config).pop("auto_map", None)
         missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
         mismatched = [
             f"`{name}` is {tuple(got)}, expected {tuple(expected)}"

@@ -386,7 +386,7 @@ def write_repository(
         written = Path(temporary) / "repository"
         draft.save_pretrained(written, max_shard_size=max_shard_size)
         identity = {"target_name_or_path": config.target_name_or_path, "target_revision": config.target_revision}
-        _update_config(written, **identity, auto_map=None)
+        _update_config(written, **identity)
         if remote_code:
             save_remote_code(written)
         card.save(written / "README.md")
@@ -465,13 +465,9 @@ def run_push(
 
 
 def _update_config(folder: Path, **values: Any) -> None:
-    """Sets values in a saved config.json; None removes one that is there only where it means something."""
+    """Sets values in a saved config.json."""
     path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config.update(values)
-    if config.get("auto_map", "") is None:
-        del config["auto_map"]
-    write_json(path, config)
+    write_json(path, {**json.loads(path.read_text(encoding="utf-8")), **values})
 
 
 __all__ = [
