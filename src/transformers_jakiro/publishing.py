@@ -120,15 +120,16 @@ def drafter_card(
 def check_target_name(config: JakiroDraftConfig) -> str:
     """The name of a drafter's target. Raises `ValueError` if there is none, or one that means nothing elsewhere."""
     name = config.target_name_or_path
+    remedy = (
+        "Give the target's Hub id: `target_name_or_path` of the config, `target=` of `push_to_hub`, "
+        "`--target org/name` of `jakiro push`, `--target_name` of `jakiro train`."
+    )
     if not name:
-        raise ValueError(
-            "The drafter's config does not say which target it is for (`target_name_or_path`): give the target's Hub "
-            "id, `target='org/name'` or `--target org/name`."
-        )
+        raise ValueError(f"The drafter's config does not say which target it is for. {remedy}")
     if Path(name).is_absolute() or Path(name).exists() or name.startswith((".", "~")):
         raise ValueError(
-            f"The drafter's target is named by a folder of this machine, {name}, which says nothing to others: give "
-            "its Hub id, `target='org/name'` or `--target org/name` (`--target_name` of `jakiro train`)."
+            f"The drafter's target is named by a folder of this machine, {name}, which says nothing to others. "
+            + remedy
         )
     return name
 
@@ -241,11 +242,16 @@ def _drafted_rows(payload: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     return (row for row in payload["summary"] if row["method"].partition("-")[0] in ("jakiro", "adaptive"))
 
 
+def _tasks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(row["task"] for row in rows if row["task"] != "mean"))
+
+
 def _eval_results(payload: Mapping[str, Any]) -> Iterator[EvalResult]:
-    """The figures for the card's `model-index`, task by task."""
-    arguments = payload["provenance"]["arguments"]
-    for row in _drafted_rows(payload):
-        if row["task"] == "mean":
+    """The figures for the card's `model-index`: the means of the tasks. The tables have them task by task."""
+    rows, arguments = list(_drafted_rows(payload)), payload["provenance"]["arguments"]
+    tasks = _tasks(rows)
+    for row in rows:
+        if row["task"] != "mean":
             continue
         for metric, name, value in (
             ("tokens_per_forward", "Tokens per target forward", row["tokens_per_forward"]),
@@ -254,8 +260,8 @@ def _eval_results(payload: Mapping[str, Any]) -> Iterator[EvalResult]:
             yield EvalResult(
                 task_type="text-generation",
                 task_name="Text generation",
-                dataset_type=row["task"],
-                dataset_name=row["task"],
+                dataset_type="-".join(tasks),
+                dataset_name=f"mean of {', '.join(tasks)}" if len(tasks) > 1 else tasks[0],
                 metric_type=metric,
                 metric_name=f"{name}, T = {row['temperature']:g}",
                 metric_value=round(value, 3),
@@ -272,11 +278,11 @@ def _eval_results(payload: Mapping[str, Any]) -> Iterator[EvalResult]:
 def _tables(payload: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     """A table for each way to draft, with the settings it depends on."""
     rows = list(_drafted_rows(payload))
+    tasks = _tasks(rows)
     arguments, config = payload["provenance"]["arguments"], payload["provenance"]["draft_config"]
     temperatures = list(dict.fromkeys(row["temperature"] for row in rows))
     for method in dict.fromkeys(row["method"] for row in rows):
         own = {(row["task"], row["temperature"]): row for row in rows if row["method"] == method}
-        tasks = list(dict.fromkeys(task for task, _ in own if task != "mean"))
         header = ["task", "prompts"]
         header += [f"{name}, T = {value:g}" for value in temperatures for name in ("tokens per forward", "speed-up")]
         lines = [header, ["---", *["---:"] * (len(header) - 1)]]
@@ -410,7 +416,8 @@ def push_to_hub(
     Publishes a drafter.
 
     Args:
-        repo_id (`str`): repository on the Hub, created if it is not there.
+        repo_id (`str`): repository on the Hub, created if it is not there. A model card that it has is replaced; to
+            edit the new one first, use [`write_repository`] and upload its folder.
         commit_message, commit_description, private, token, revision, create_pr: see
             [`~transformers.utils.PushToHubMixin.push_to_hub`].
         kwargs: see [`write_repository`].
@@ -461,7 +468,7 @@ def run_push(
         folder = write_repository(model, output, repo_id, training=training, **options)
         print(f"Saved {folder}. Nothing was uploaded; `hf upload {repo_id} {folder}` does it.")
     else:
-        print(f"Uploaded {push_to_hub(model, repo_id, private=private, training=training, **options)}")
+        print(f"Published: {push_to_hub(model, repo_id, private=private, training=training, **options)}")
 
 
 def _update_config(folder: Path, **values: Any) -> None:
