@@ -36,6 +36,7 @@ def no_hub(monkeypatch):
         raise LocalEntryNotFoundError(f"{repo_id}/{filename} is not here")
 
     monkeypatch.setattr(publishing, "hf_hub_download", absent)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
 @pytest.fixture
@@ -479,7 +480,8 @@ def test_the_commit_of_a_target_is_remembered(tmp_path, monkeypatch):
     target = load_target_model("org/target", cache_dir=tmp_path, local_files_only=True)
     draft = make_draft(target)
     assert (draft.config.target_name_or_path, draft.config.target_revision) == ("org/target", commit)
-    target = load_target_model(cache / "snapshots" / commit)
+    target.save_pretrained(tmp_path / "folder")
+    target = load_target_model(tmp_path / "folder")
     assert make_draft(target).config.target_revision is None
 
 
