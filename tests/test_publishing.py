@@ -339,10 +339,25 @@ def test_what_was_not_measured_is_said(bench, tmp_path):
     assert "Not measured: T = 1." in drafter_card(config, "me/drafter", license="mit", results=[payload]).text
 
 
+def test_answers_of_one_token_have_no_forwards(bench):
+    config = JakiroDraftModel.from_pretrained(PAIR / "draft").config
+    payload = json.loads(bench.read_text())
+    for row in payload["summary"]:
+        row["tokens_per_forward"] = None
+    card = drafter_card(config, "me/drafter", license="mit", results=[payload])
+    assert {result.metric_type for result in card.data.eval_results} == {"speed_up"}
+    assert "| sums | 1 | – | " in card.text
+
+
 def test_results_of_another_drafter(bench, draft, tmp_path):
     with pytest.raises(ValueError, match=r"those of another drafter: it has \w+=.*, this one "):
         write_repository(draft, tmp_path / "out", "me/my-drafter", license="mit", results=[bench])
-    for text, message in (("{}", "is no `results.json`"), ("[]", "is no `results.json`"), ("no", "is no JSON")):
+    for text, message in (
+        ("{}", "is no `results.json`.*it has None"),
+        ('{"schema_version": 1}', r"lacks \['provenance', 'summary'\]"),
+        ("[]", "must hold one JSON object, got list"),
+        ("no", "is no JSON"),
+    ):
         (tmp_path / "results.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             write_repository(
@@ -456,6 +471,13 @@ def test_trainer_refuses_a_nameless_target_at_once(trainer_hub, tmp_path):
 def test_card_of_an_adapter(tmp_path):
     target = make_training_target()
     target.config._name_or_path = "org/target"
+    with pytest.raises(ValueError, match="`hub_remote_code` is for whole drafters"):
+        JakiroTrainer(
+            make_draft(target),
+            target,
+            make_arguments(tmp_path, hub_remote_code=True),
+            peft_config=LoraConfig(target_modules=["fc"]),
+        )
     trainer = JakiroTrainer(
         make_draft(target),
         target,

@@ -212,16 +212,25 @@ def _limits(config: JakiroDraftConfig, license: str | None) -> list[str]:
 
 def read_results(path: str | Path) -> dict[str, Any]:
     """Reads a `results.json` of `jakiro bench`. Raises `ValueError` if it is none."""
-    try:
-        payload = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}.") from error
-    if not isinstance(payload, dict) or payload.get("schema_version") != report.SCHEMA_VERSION:
+    payload = _read_mapping(path)
+    version, absent = payload.get("schema_version"), {"provenance", "summary"} - payload.keys()
+    if version != report.SCHEMA_VERSION or absent:
         raise ValueError(
-            f"{path} is no `results.json` of `jakiro bench` with `schema_version` {report.SCHEMA_VERSION}. Measure "
-            "the drafter with `jakiro bench --output DIR` and give DIR/results.json."
+            f"{path} is no `results.json` of `jakiro bench` with `schema_version` {report.SCHEMA_VERSION}: it has "
+            f"{version}, and lacks {sorted(absent) or 'nothing'}. Measure the drafter with `jakiro bench --output "
+            "DIR` and give DIR/results.json."
         )
     return payload
+
+
+def _read_mapping(path: str | Path) -> dict[str, Any]:
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold one JSON object, got {type(content).__name__}.")
+    return content
 
 
 def _check_results(payload: Mapping[str, Any], config: JakiroDraftConfig) -> None:
@@ -257,6 +266,8 @@ def _eval_results(payload: Mapping[str, Any]) -> Iterator[EvalResult]:
             ("tokens_per_forward", "Tokens per target forward", row["tokens_per_forward"]),
             ("speed_up", "Speed-up over plain generate", row["speed_up"]["median"]),
         ):
+            if value is None:  # all answers ended with their first token
+                continue
             yield EvalResult(
                 task_type="text-generation",
                 task_name="Text generation",
@@ -290,9 +301,9 @@ def _tables(payload: Mapping[str, Any]) -> Iterator[dict[str, str]]:
             cells = [own[task, value] for value in temperatures]
             lines.append([task, str(cells[0]["prompts"])])
             for cell in cells:
-                speed = cell["speed_up"]
+                speed, tau = cell["speed_up"], cell["tokens_per_forward"]
                 lines[-1] += [
-                    f"{cell['tokens_per_forward']:.2f}",
+                    "–" if tau is None else f"{tau:.2f}",
                     f"{speed['median']:.2f} ({speed['q1']:.2f}–{speed['q3']:.2f})",
                 ]
         sizes = arguments["num_assistant_tokens"] or [config["num_draft_tokens"]]
@@ -382,7 +393,7 @@ def write_repository(
         repo_id,
         num_parameters=draft.num_parameters(),
         results=[read_results(path) for path in results],
-        training=None if training is None else json.loads(Path(training).read_text(encoding="utf-8")),
+        training=None if training is None else _read_mapping(training),
         license=license,
         tags=tags,
         remote_code=remote_code,
@@ -474,7 +485,7 @@ def run_push(
 def _update_config(folder: Path, **values: Any) -> None:
     """Sets values in a saved config.json."""
     path = folder / "config.json"
-    write_json(path, {**json.loads(path.read_text(encoding="utf-8")), **values})
+    write_json(path, {**_read_mapping(path), **values})
 
 
 __all__ = [

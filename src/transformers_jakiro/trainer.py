@@ -236,7 +236,10 @@ class JakiroTrainer(Trainer):
                     "`model` has an adapter already: leave out `peft_config`, or merge the adapter first."
                 )
             model = get_peft_model(model, peft_config)
-        if args.push_to_hub and not isinstance(model, PeftModel):
+        if isinstance(model, PeftModel):
+            if args.hub_remote_code:
+                raise ValueError("`hub_remote_code` is for whole drafters, not for adapters: leave it out, or merge.")
+        elif args.push_to_hub:
             check_target_name(model.config)
         if data_collator is None:
             pad_token_id = self.target.config.pad_token_id
