@@ -487,6 +487,8 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
         model, info = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
         )
+        # saving copies the code only where it is that of the checkpoint, and then notes it again
+        vars(model.config).pop("auto_map", None)
         missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
         mismatched = [
             f"`{name}` is {tuple(got)}, expected {tuple(expected)}"
@@ -526,6 +528,15 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
             self.delete_adapter(adapter_name)
             raise
         return info
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """
+        As [`~transformers.PreTrainedModel.push_to_hub`], with a model card made for a drafter.
+        See [`~transformers_jakiro.publishing.push_to_hub`].
+        """
+        from . import publishing
+
+        return publishing.push_to_hub(self, repo_id, **kwargs)
 
     def check_finite(self):
         """Raises `ValueError` naming the weights that hold NaN or infinity (those on the meta device are skipped)."""
@@ -601,9 +612,9 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
         Reads a checkpoint in the layout of the published Jakiro, Jakiro\\* and EAGLE-1/2 drafters.
         See [`~transformers_jakiro.conversion.load_original`].
         """
-        from .conversion import load_original
+        from . import conversion
 
-        return load_original(pretrained_model_name_or_path, target=target, **kwargs)
+        return conversion.load_original(pretrained_model_name_or_path, target=target, **kwargs)
 
 
 __all__ = ["JakiroDraftModel", "JakiroDraftOutput", "JakiroDraftPreTrainedModel"]
