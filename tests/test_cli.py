@@ -105,6 +105,7 @@ def test_help_and_version(capsys):
         (["features", "--help"], "--shard-size S"),
         (["bench", "--help"], "--assistant-early-exit N"),
         (["regenerate", "--help"], "--max-new-tokens N"),
+        (["push", "--help"], "--remote-code"),
         (["--version"], f"jakiro {version('transformers-jakiro')}\n"),
     ):
         with pytest.raises(SystemExit) as stop:
@@ -133,7 +134,7 @@ def test_help_imports_neither_torch_nor_transformers():
     code = (
         "import sys\n"
         "from jakiro_cli import main\n"
-        "for arguments in ['--help'], ['bench', '--help']:\n"
+        "for arguments in ['--help'], ['bench', '--help'], ['push', '--help']:\n"
         "    try:\n        main(arguments)\n    except SystemExit:\n        pass\n"
         "sys.exit(', '.join(sys.modules.keys() & {'torch', 'transformers', 'huggingface_hub'}) or 0)"
     )

@@ -54,6 +54,7 @@ _HOOKED = {
 }
 _CALLED = {"_prefill": ("self", "input_ids", "generation_config", "model_kwargs")}
 _ORIGINAL = "_transformers_jakiro_original"
+_LOOPS = "_transformers_jakiro_loops"
 _EXPLICIT = "_explicit_num_assistant_tokens"
 
 
@@ -79,7 +80,8 @@ def check_signatures():
 def install_hook(is_ours: Callable[[Any], bool], validate: Callable[..., None], decode: Callable[..., Any]) -> None:
     """
     Lets `generate(assistant_model=...)` of every model use `decode` for the assistants that `is_ours`, and only for
-    them. Idempotent; [`remove_hook`] takes it back.
+    them. Idempotent; [`remove_hook`] takes it back. Copies of this code in one process (the package, and what was
+    loaded with checkpoints) share the hook: the first one installs it, each adds its loop for its own drafters.
 
     Args:
         is_ours: tells our assistants.
@@ -90,20 +92,27 @@ def install_hook(is_ours: Callable[[Any], bool], validate: Callable[..., None], 
         IncompatibleTransformersError: if the signatures changed; nothing is installed then.
     """
     check_signatures()
+    loop = (is_ours, validate, decode)
     if is_hook_installed():
+        loops = getattr(GenerationMixin._assisted_decoding, _LOOPS)
+        if loop not in loops:
+            loops.append(loop)
         return
+    loops = [loop]
 
     def assisted_decoding(original, self, *args, **kwargs):
-        if is_ours(kwargs.get("assistant_model")):
-            return decode(self, *args, **kwargs)
+        for is_ours, _, decode in loops:
+            if is_ours(kwargs.get("assistant_model")):
+                return decode(self, *args, **kwargs)
         return original(self, *args, **kwargs)
 
     def validate_generation_mode(original, self, generation_mode, generation_config, generation_mode_kwargs):
         assistant_model = generation_mode_kwargs.get("assistant_model")
-        if is_ours(assistant_model):
-            validate(self, assistant_model, generation_config)
-            generation_config = copy.copy(generation_config)
-            generation_config.num_return_sequences = 1  # other assistants cannot do more
+        for is_ours, validate, _ in loops:
+            if is_ours(assistant_model):
+                validate(self, assistant_model, generation_config)
+                generation_config = copy.copy(generation_config)
+                generation_config.num_return_sequences = 1  # other assistants cannot do more
         return original(self, generation_mode, generation_config, generation_mode_kwargs)
 
     def prepare_generation_config(original, self, generation_config, *args, **kwargs):
@@ -122,6 +131,7 @@ def install_hook(is_ours: Callable[[Any], bool], validate: Callable[..., None], 
         ("_prepare_generation_config", prepare_generation_config),
     ):
         setattr(GenerationMixin, name, _bind(wrapper, getattr(GenerationMixin, name)))
+    setattr(GenerationMixin._assisted_decoding, _LOOPS, loops)
 
 
 def _bind(wrapper: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
@@ -137,9 +147,16 @@ def is_hook_installed() -> bool:
     return hasattr(GenerationMixin._assisted_decoding, _ORIGINAL)
 
 
-def remove_hook() -> None:
-    """Gives `GenerationMixin` its own methods back. Does nothing if the hook is not installed."""
-    if is_hook_installed():
+def remove_hook(is_ours: Callable[[Any], bool]) -> None:
+    """
+    Takes back the loop that was installed with `is_ours`, and with the last one the hook: `GenerationMixin` gets its
+    own methods back. Does nothing if it is not installed.
+    """
+    if not is_hook_installed():
+        return
+    loops = getattr(GenerationMixin._assisted_decoding, _LOOPS)
+    loops[:] = [loop for loop in loops if loop[0] is not is_ours]
+    if not loops:
         for name in _HOOKED:
             setattr(GenerationMixin, name, getattr(getattr(GenerationMixin, name), _ORIGINAL))
 

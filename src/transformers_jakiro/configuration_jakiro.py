@@ -99,6 +99,8 @@ class JakiroDraftConfig(PreTrainedConfig):
             its own) or `"single"` (EAGLE: nothing).
         target_name_or_path (`str`, *optional*):
             The target this drafter was trained for. Informative.
+        target_revision (`str`, *optional*):
+            The commit of the target's repository on the Hub. Informative.
         bos_token_id, eos_token_id, pad_token_id (`int`, *optional*; `eos_token_id` may be a list):
             The target's special tokens.
         tree_depth (`int`, defaults to 7):
@@ -175,6 +177,7 @@ class JakiroDraftConfig(PreTrainedConfig):
     head_mode: Literal["contrastive", "decoupled", "single"] = "contrastive"
 
     target_name_or_path: str | None = None
+    target_revision: str | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
@@ -379,6 +382,7 @@ class JakiroDraftConfig(PreTrainedConfig):
                 "rope_theta": float(rope_parameters.get("rope_theta", 10000.0)),
             },
             "target_name_or_path": getattr(target_config, "_name_or_path", None) or None,
+            "target_revision": getattr(target_config, "_commit_hash", None),
             "bos_token_id": getattr(text_config, "bos_token_id", None),
             "eos_token_id": getattr(text_config, "eos_token_id", None),
             "pad_token_id": getattr(text_config, "pad_token_id", None),

@@ -263,7 +263,7 @@ def install_generation_hook() -> None:
 
 def remove_generation_hook() -> None:
     """Takes [`install_generation_hook`] back."""
-    _compat.remove_hook()
+    _compat.remove_hook(is_jakiro_drafter)
 
 
 def _prefill(

@@ -561,6 +561,8 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
             model, info = super().from_pretrained(path, *model_args, output_loading_info=True, **kwargs)
         except SafetensorError as error:
             raise ValueError(f"The weights in {path} are damaged: {error}. Download or save them again.") from error
+        # saving copies the code only where it is that of the checkpoint, and then notes it again
+        vars(model.config).pop("auto_map", None)
         cls.check_loaded(path, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
         model.check_finite()
         model.check_draft_vocabulary()
@@ -589,6 +591,15 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
             self.delete_adapter(adapter_name)
             raise
         return info
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """
+        As [`~transformers.PreTrainedModel.push_to_hub`], with a model card made for a drafter.
+        See [`~transformers_jakiro.publishing.push_to_hub`].
+        """
+        from . import publishing
+
+        return publishing.push_to_hub(self, repo_id, **kwargs)
 
     @classmethod
     def check_loaded(
@@ -685,9 +696,9 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
         Reads a checkpoint in the layout of the published Jakiro, Jakiro\\* and EAGLE-1/2/3 drafters.
         See [`~transformers_jakiro.conversion.load_original`].
         """
-        from .conversion import load_original
+        from . import conversion
 
-        return load_original(pretrained_model_name_or_path, target=target, **kwargs)
+        return conversion.load_original(pretrained_model_name_or_path, target=target, **kwargs)
 
 
 __all__ = ["JakiroDraftModel", "JakiroDraftOutput", "JakiroDraftPreTrainedModel"]
