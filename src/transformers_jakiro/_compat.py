@@ -23,6 +23,7 @@ from transformers import (
     LogitsProcessorList,
     PrefixConstrainedLogitsProcessor,
     PreTrainedModel,
+    StaticCache,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 from transformers.cache_utils import (
@@ -31,6 +32,7 @@ from transformers.cache_utils import (
     EncoderDecoderCache,
     QuantizedLayer,
     StaticLayer,
+    StaticSlidingWindowLayer,
 )
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
 from transformers.integrations.peft import maybe_load_adapters
@@ -206,19 +208,19 @@ def prefill(
     if chunk_size is None or model_kwargs.get("inputs_embeds") is not None:
         generation_config = copy.copy(generation_config)
         generation_config.prefill_chunk_size = None
-        past_length = cache.get_seq_length()
+        past_length = int(cache.get_seq_length())
         outputs = model._prefill(input_ids, generation_config, model_kwargs)
         if getattr(outputs, "past_key_values", None) is not cache:
             raise NotImplementedError(
                 f"{type(model).__name__} does not fill the key/value cache it is given, and drafting needs one. Leave "
                 "out `assistant_model`."
             )
-        yield outputs, cache.get_seq_length() - past_length
+        yield outputs, int(cache.get_seq_length()) - past_length
         return
     attention_mask, position_ids = model_kwargs.get("attention_mask"), model_kwargs.get("position_ids")
     total_length = input_ids.shape[1] if attention_mask is None else attention_mask.shape[1]
     total_length = max(total_length, getattr(generation_config, "_mask_length", 0) or 0)
-    past_length = cache.get_seq_length()
+    past_length = int(cache.get_seq_length())
     new_ids = input_ids[:, -(total_length - past_length) :]
     for chunk in new_ids.split(chunk_size, dim=1):
         end = past_length + chunk.shape[1]
@@ -357,26 +359,74 @@ def check_cache(cache: Any) -> str | None:
     Raises:
         NotImplementedError: if not even a chain can.
     """
-    remedy = "Use the default dynamic cache (leave out `cache_implementation` and `past_key_values`)."
+    remedy = (
+        "Use the default dynamic cache (leave out `cache_implementation` and `past_key_values`), or "
+        "`cache_implementation='static'`."
+    )
     if not isinstance(cache, Cache) or isinstance(cache, EncoderDecoderCache):
         raise NotImplementedError(f"A drafter needs a decoder's key/value cache, got {type(cache).__name__}. {remedy}")
     if getattr(cache, "offloading", False):
         raise NotImplementedError(f"Offloaded caches are not supported with a Jakiro drafter yet. {remedy}")
     kinds = {type(layer) for layer in cache.layers}
     for kind in kinds:
-        if issubclass(kind, StaticLayer):
-            raise NotImplementedError(f"Static caches are not supported with a Jakiro drafter yet. {remedy}")
         if issubclass(kind, QuantizedLayer):
             raise NotImplementedError(
                 "Quantized caches cannot drop rejected tokens: quantized states are not kept per token. " + remedy
             )
-    chain_only = sorted(kind.__name__ for kind in kinds if kind not in _KEEP_NODES)
+    chain_only = sorted(kind.__name__ for kind in kinds if kind not in _KEEP_NODES and kind not in _STATIC_LAYERS)
     unknown = [name for name in chain_only if name not in _CHAIN_LAYERS]
     if unknown:
         raise NotImplementedError(
             f"Cache layers of the kinds {unknown} cannot drop rejected tokens, as drafting needs. {remedy}"
         )
     return f"the cache has layers of kind {', '.join(chain_only)}" if chain_only else None
+
+
+def is_static(cache: Cache) -> bool:
+    """Whether a cache has a fixed capacity that all of its forwards see."""
+    return any(isinstance(layer, _STATIC_LAYERS) for layer in cache.layers)
+
+
+def static_capacity(cache: Cache) -> int:
+    """Tokens that a static cache holds, in the layer that holds least."""
+    return min(layer.max_cache_len for layer in cache.layers if isinstance(layer, _STATIC_LAYERS))
+
+
+def fit_static_cache(model: PreTrainedModel, cache: Cache, num_tokens: int) -> Cache:
+    """
+    A static cache for so many tokens, with those of a drafted tree. The one that `generate` has made has no room for
+    these; its layers with a sliding window forget what a rejected token needs again: ours hold all. The capacity is
+    that of the longest generation of this model so far, so that compiled forwards fit again.
+
+    Raises:
+        ValueError: if the cache is the caller's and has too little room.
+    """
+    if is_user_defined(cache):
+        capacity = static_capacity(cache)
+        if capacity < num_tokens:
+            raise ValueError(
+                f"The static cache holds {capacity} tokens, but the prompt, `max_new_tokens` and a drafted tree take "
+                f"up to {num_tokens} (in layers with a sliding window, too, which have no more room than it). Pass "
+                f"`StaticCache(config, max_cache_len={num_tokens})` or more to a target without sliding windows, or "
+                "`cache_implementation='static'` to have one made."
+            )
+        return cache
+    capacity = -(-num_tokens // 64) * 64
+    capacity = model._jakiro_cache_capacity = max(capacity, getattr(model, "_jakiro_cache_capacity", 0))
+    cache = StaticCache(model.config.get_text_config(decoder=True), max_cache_len=capacity)
+    cache.layers = [
+        StaticLayer(capacity) if type(layer) is StaticSlidingWindowLayer else layer for layer in cache.layers
+    ]
+    return cache
+
+
+def compiled_forward(
+    model: PreTrainedModel, model_kwargs: dict[str, Any], generation_config: GenerationConfig
+) -> Callable[..., Any]:
+    """The target's forward, compiled where plain `generate` compiles it."""
+    if model._valid_auto_compile_criteria(model_kwargs, generation_config):
+        return model.get_compiled_call(generation_config.compile_config)
+    return model
 
 
 def start_recording(cache: Cache, is_batch: bool) -> list[Any]:
@@ -434,9 +484,10 @@ def keep_rows(
         lengths, new_lengths (`B` integers): tokens of each row before the forward, and with those it keeps.
     """
     for layer in cache.layers:
-        if type(layer) not in (DynamicLayer, _RaggedSlidingLayer) or not layer.is_initialized:
+        if type(layer) not in (DynamicLayer, _RaggedSlidingLayer, *_STATIC_LAYERS) or not layer.is_initialized:
             continue  # layers that share another layer's states
-        size = layer.keys.shape[-2]
+        is_static = isinstance(layer, _STATIC_LAYERS)
+        size = max(lengths) + num_nodes if is_static else layer.keys.shape[-2]
         first = max(lengths) + num_nodes - size  # column of the first key in the layer
         start, end = 0, max(new_lengths) - first
         if isinstance(layer, _RaggedSlidingLayer):
@@ -450,7 +501,12 @@ def keep_rows(
             states = getattr(layer, name)
             shape = (-1, states.shape[1], -1, states.shape[3])
             states.scatter_(2, target.expand(shape), states.gather(2, source.expand(shape)))
-            setattr(layer, name, states[..., start:end, :])
+            if not is_static:
+                setattr(layer, name, states[..., start:end, :])
+        if is_static:
+            layer.cumulative_length.fill_(max(new_lengths))
+            if isinstance(layer, StaticSlidingWindowLayer):
+                layer.cumulative_length_int = max(new_lengths)
 
 
 def select_rows(cache: Cache, rows: torch.LongTensor, num_columns: int) -> None:
@@ -521,6 +577,7 @@ try:  # since transformers 5.21
 except ImportError:
     pass
 _CHAIN_LAYERS = frozenset({"DynamicIndexedLayer"})
+_STATIC_LAYERS = (StaticLayer, StaticSlidingWindowLayer)
 
 
 def compile_everywhere() -> CompileConfig:
