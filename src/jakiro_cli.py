@@ -37,9 +37,9 @@ def add_convert(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
     """`jakiro convert SRC DST`"""
     parser = subparsers.add_parser(
         "convert",
-        help="convert a published Jakiro, Jakiro* or EAGLE-1/2 drafter",
-        description="Convert a published Jakiro, Jakiro* or EAGLE-1/2 drafter to a folder that "
-        "JakiroDraftModel.from_pretrained loads.",
+        help="convert a published Jakiro, Jakiro* or EAGLE-1/2/3 drafter",
+        description="Convert a published Jakiro, Jakiro* or EAGLE-1/2/3 drafter to a folder that "
+        "JakiroDraftModel.from_pretrained loads, or back.",
     )
     parser.add_argument("src", metavar="SRC", help="folder or Hub id of the original checkpoint")
     parser.add_argument("dst", metavar="DST", help="folder to create")
@@ -54,10 +54,23 @@ def add_convert(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
         help="precision to save: auto (default, the checkpoint's), float32, float16 or bfloat16",
     )
 
-    def run(args: argparse.Namespace) -> None:
-        from transformers_jakiro.conversion import convert_original
+    parser.add_argument(
+        "--to",
+        choices=("jakiro", "original"),
+        default="jakiro",
+        help="original: the other way, from a saved drafter to the layout of the published Jakiro and EAGLE-1/2 code",
+    )
 
-        path = convert_original(args.src, args.dst, target=args.target, dtype=args.dtype)
+    def run(args: argparse.Namespace) -> None:
+        from transformers_jakiro import JakiroDraftModel
+        from transformers_jakiro.conversion import convert_original, export_original
+
+        if args.to == "original":
+            if args.target is not None:
+                raise ValueError("`--target` is for converting from an original checkpoint: leave it out.")
+            path = export_original(JakiroDraftModel.from_pretrained(args.src, dtype=args.dtype), args.dst)
+        else:
+            path = convert_original(args.src, args.dst, target=args.target, dtype=args.dtype)
         print(f"Saved {path}")
 
     parser.set_defaults(run=run)
@@ -273,6 +286,43 @@ def _arguments(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in vars(args).items() if name not in ("run", "debug")}
 
 
+def add_push(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`jakiro push DRAFT REPO`"""
+    parser = subparsers.add_parser(
+        "push",
+        help="publish a drafter on the Hub, with a model card",
+        description="Publish a drafter on the Hub: weights, config with its target, a model card with what `jakiro "
+        "bench` measured and how it was trained (the training.json beside a trained drafter) and, if wanted, the "
+        "code. With --output, write that folder and upload nothing.",
+    )
+    parser.add_argument("draft", metavar="DRAFT", help="folder or Hub id of the drafter")
+    parser.add_argument("repo_id", metavar="REPO", help="Hub id to publish it as, org/name")
+    parser.add_argument("--output", metavar="DIR", help="folder to write instead of uploading")
+    parser.add_argument("--target", metavar="T", help="Hub id of its target (what the drafter's config says)")
+    parser.add_argument("--target-revision", metavar="R", help="commit of the target that it was trained for")
+    parser.add_argument(
+        "--results",
+        nargs="+",
+        default=[],
+        metavar="JSON",
+        help="results.json of `jakiro bench`, one or several (none)",
+    )
+    parser.add_argument("--training", metavar="JSON", help="what it was trained on (training.json beside the drafter)")
+    parser.add_argument("--license", metavar="L", help="licence, as the Hub names it (the target's)")
+    parser.add_argument("--tags", nargs="+", default=[], metavar="TAG", help="further tags (none)")
+    parser.add_argument(
+        "--remote-code", action="store_true", help="publish the code, too, for users without this package"
+    )
+    parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
+
+    def run(args: argparse.Namespace) -> None:
+        from transformers_jakiro.publishing import run_push
+
+        run_push(**_arguments(args))
+
+    parser.set_defaults(run=run)
+
+
 def add_train(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """`jakiro train [CONFIG.yaml] --target T --data D`; what follows `train` is parsed by the training itself"""
     parser = subparsers.add_parser("train", help="train a drafter for a target")
@@ -316,7 +366,7 @@ def _train_help(prog: str) -> str:
     return parser.format_help()
 
 
-COMMANDS = (add_train, add_demo, add_bench, add_tune, add_regenerate, add_features, add_convert)
+COMMANDS = (add_train, add_demo, add_bench, add_tune, add_regenerate, add_features, add_convert, add_push)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,6 +8,7 @@ from importlib.metadata import entry_points, version
 import pytest
 import torch
 from conftest import make_original, write_original
+from safetensors.torch import load_file
 
 from jakiro_cli import main
 from transformers_jakiro.demo import PAIR
@@ -26,6 +27,18 @@ def test_convert(tmp_path, capsys, target_config):
     draft = JakiroDraftModel.from_pretrained(tmp_path / "dst")
     assert draft.dtype == torch.float16
     assert draft.config.target_name_or_path == str(tmp_path / "target")
+
+
+def test_convert_back(tmp_path, capsys):
+    src = write_original(tmp_path / "src", *make_original("eagle"))
+    assert main(["convert", str(src), str(tmp_path / "ours")]) == 0
+    arguments = ["convert", str(tmp_path / "ours"), str(tmp_path / "back"), "--to", "original"]
+    assert main([*arguments, "--target", "t"]) == 1
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.endswith(f"Saved {tmp_path / 'back'}\n")
+    tensors, back = load_file(src / "model.safetensors"), load_file(tmp_path / "back" / "model.safetensors")
+    assert tensors.keys() == back.keys()
+    assert all(torch.equal(back[name], tensor) for name, tensor in tensors.items())
 
 
 def test_regenerate_then_features(tmp_path, capsys):
@@ -92,6 +105,7 @@ def test_help_and_version(capsys):
         (["features", "--help"], "--shard-size S"),
         (["bench", "--help"], "--assistant-early-exit N"),
         (["regenerate", "--help"], "--max-new-tokens N"),
+        (["push", "--help"], "--remote-code"),
         (["--version"], f"jakiro {version('transformers-jakiro')}\n"),
     ):
         with pytest.raises(SystemExit) as stop:
@@ -120,7 +134,7 @@ def test_help_imports_neither_torch_nor_transformers():
     code = (
         "import sys\n"
         "from jakiro_cli import main\n"
-        "for arguments in ['--help'], ['bench', '--help']:\n"
+        "for arguments in ['--help'], ['bench', '--help'], ['push', '--help']:\n"
         "    try:\n        main(arguments)\n    except SystemExit:\n        pass\n"
         "sys.exit(', '.join(sys.modules.keys() & {'torch', 'transformers', 'huggingface_hub'}) or 0)"
     )

@@ -7,7 +7,15 @@ import inspect
 import pytest
 import torch
 from targets import make_prompt, make_target
-from transformers import Cache, CompileConfig, DynamicCache, GenerationConfig, GenerationMixin, MambaForCausalLM
+from transformers import (
+    Cache,
+    CompileConfig,
+    DynamicCache,
+    GenerationConfig,
+    GenerationMixin,
+    MambaForCausalLM,
+    PreTrainedModel,
+)
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, QuantizedLayer, StaticLayer
 from transformers.generation import CandidateGenerator
 from transformers.generation.configuration_utils import GenerationMode
@@ -62,6 +70,11 @@ def test_finding_adapters():
     found = _compat.find_adapter("base", options)
     assert found == ("base", "adapter", {"cache_dir": "cache", "revision": "a"})
     assert "_adapter_model_path" in adapter_kwargs
+
+
+def test_what_ends_loading():
+    method = PreTrainedModel._finalize_model_loading
+    assert list(inspect.signature(method).parameters) == ["model", "load_config", "loading_info"]
 
 
 def test_assisted_generation_is_looked_up_by_name():

@@ -2,8 +2,8 @@
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """
 The only file that touches what transformers does not promise to keep: private methods of `GenerationMixin`, private
-attributes of `GenerationConfig`, how `from_pretrained` finds adapters, and the insides of its cache layers. Checked
-against transformers 5.15 and 5.23; a test pins the signatures.
+attributes of `GenerationConfig`, how `from_pretrained` finds adapters and ends loading, and the insides of its cache
+layers. Checked against transformers 5.15 and 5.23; a test pins the signatures.
 """
 
 import copy
@@ -23,6 +23,7 @@ from transformers import (
     LogitsProcessorList,
     PrefixConstrainedLogitsProcessor,
     PreTrainedModel,
+    StaticCache,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 from transformers.cache_utils import (
@@ -31,6 +32,7 @@ from transformers.cache_utils import (
     EncoderDecoderCache,
     QuantizedLayer,
     StaticLayer,
+    StaticSlidingWindowLayer,
 )
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
 from transformers.integrations.peft import maybe_load_adapters
@@ -54,6 +56,7 @@ _HOOKED = {
 }
 _CALLED = {"_prefill": ("self", "input_ids", "generation_config", "model_kwargs")}
 _ORIGINAL = "_transformers_jakiro_original"
+_LOOPS = "_transformers_jakiro_loops"
 _EXPLICIT = "_explicit_num_assistant_tokens"
 
 
@@ -79,7 +82,8 @@ def check_signatures():
 def install_hook(is_ours: Callable[[Any], bool], validate: Callable[..., None], decode: Callable[..., Any]) -> None:
     """
     Lets `generate(assistant_model=...)` of every model use `decode` for the assistants that `is_ours`, and only for
-    them. Idempotent; [`remove_hook`] takes it back.
+    them. Idempotent; [`remove_hook`] takes it back. Copies of this code in one process (the package, and what was
+    loaded with checkpoints) share the hook: the first one installs it, each adds its loop for its own drafters.
 
     Args:
         is_ours: tells our assistants.
@@ -90,20 +94,27 @@ def install_hook(is_ours: Callable[[Any], bool], validate: Callable[..., None], 
         IncompatibleTransformersError: if the signatures changed; nothing is installed then.
     """
     check_signatures()
+    loop = (is_ours, validate, decode)
     if is_hook_installed():
+        loops = getattr(GenerationMixin._assisted_decoding, _LOOPS)
+        if loop not in loops:
+            loops.append(loop)
         return
+    loops = [loop]
 
     def assisted_decoding(original, self, *args, **kwargs):
-        if is_ours(kwargs.get("assistant_model")):
-            return decode(self, *args, **kwargs)
+        for is_ours, _, decode in loops:
+            if is_ours(kwargs.get("assistant_model")):
+                return decode(self, *args, **kwargs)
         return original(self, *args, **kwargs)
 
     def validate_generation_mode(original, self, generation_mode, generation_config, generation_mode_kwargs):
         assistant_model = generation_mode_kwargs.get("assistant_model")
-        if is_ours(assistant_model):
-            validate(self, assistant_model, generation_config)
-            generation_config = copy.copy(generation_config)
-            generation_config.num_return_sequences = 1  # other assistants cannot do more
+        for is_ours, validate, _ in loops:
+            if is_ours(assistant_model):
+                validate(self, assistant_model, generation_config)
+                generation_config = copy.copy(generation_config)
+                generation_config.num_return_sequences = 1  # other assistants cannot do more
         return original(self, generation_mode, generation_config, generation_mode_kwargs)
 
     def prepare_generation_config(original, self, generation_config, *args, **kwargs):
@@ -122,6 +133,7 @@ def install_hook(is_ours: Callable[[Any], bool], validate: Callable[..., None], 
         ("_prepare_generation_config", prepare_generation_config),
     ):
         setattr(GenerationMixin, name, _bind(wrapper, getattr(GenerationMixin, name)))
+    setattr(GenerationMixin._assisted_decoding, _LOOPS, loops)
 
 
 def _bind(wrapper: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
@@ -137,9 +149,16 @@ def is_hook_installed() -> bool:
     return hasattr(GenerationMixin._assisted_decoding, _ORIGINAL)
 
 
-def remove_hook() -> None:
-    """Gives `GenerationMixin` its own methods back. Does nothing if the hook is not installed."""
-    if is_hook_installed():
+def remove_hook(is_ours: Callable[[Any], bool]) -> None:
+    """
+    Takes back the loop that was installed with `is_ours`, and with the last one the hook: `GenerationMixin` gets its
+    own methods back. Does nothing if it is not installed.
+    """
+    if not is_hook_installed():
+        return
+    loops = getattr(GenerationMixin._assisted_decoding, _LOOPS)
+    loops[:] = [loop for loop in loops if loop[0] is not is_ours]
+    if not loops:
         for name in _HOOKED:
             setattr(GenerationMixin, name, getattr(getattr(GenerationMixin, name), _ORIGINAL))
 
@@ -189,19 +208,19 @@ def prefill(
     if chunk_size is None or model_kwargs.get("inputs_embeds") is not None:
         generation_config = copy.copy(generation_config)
         generation_config.prefill_chunk_size = None
-        past_length = cache.get_seq_length()
+        past_length = int(cache.get_seq_length())
         outputs = model._prefill(input_ids, generation_config, model_kwargs)
         if getattr(outputs, "past_key_values", None) is not cache:
             raise NotImplementedError(
                 f"{type(model).__name__} does not fill the key/value cache it is given, and drafting needs one. Leave "
                 "out `assistant_model`."
             )
-        yield outputs, cache.get_seq_length() - past_length
+        yield outputs, int(cache.get_seq_length()) - past_length
         return
     attention_mask, position_ids = model_kwargs.get("attention_mask"), model_kwargs.get("position_ids")
     total_length = input_ids.shape[1] if attention_mask is None else attention_mask.shape[1]
     total_length = max(total_length, getattr(generation_config, "_mask_length", 0) or 0)
-    past_length = cache.get_seq_length()
+    past_length = int(cache.get_seq_length())
     new_ids = input_ids[:, -(total_length - past_length) :]
     for chunk in new_ids.split(chunk_size, dim=1):
         end = past_length + chunk.shape[1]
@@ -308,6 +327,25 @@ def find_adapter(path: Any, kwargs: dict[str, Any]) -> tuple[Any, str | None, di
     return base, adapter, {**download_options, **adapter_options}
 
 
+class StrictLoading:
+    """
+    Mixin of models whose `check_loaded(path, missing, unexpected, mismatched)` refuses an incomplete checkpoint before
+    memory is taken for what it lacks, which its config says the size of.
+    """
+
+    @staticmethod
+    def _finalize_model_loading(model: PreTrainedModel, load_config: Any, loading_info: Any) -> Any:
+        incomplete = loading_info.missing_keys or loading_info.mismatched_keys
+        if incomplete and load_config.hf_quantizer is None:  # quantizers leave out keys that they make themselves
+            model.check_loaded(
+                load_config.pretrained_model_name_or_path,
+                loading_info.missing_keys,
+                loading_info.unexpected_keys,
+                loading_info.mismatched_keys,
+            )
+        return PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
+
+
 # -- caches ----------------------------------------------------------------------------------------------------------
 
 
@@ -321,26 +359,74 @@ def check_cache(cache: Any) -> str | None:
     Raises:
         NotImplementedError: if not even a chain can.
     """
-    remedy = "Use the default dynamic cache (leave out `cache_implementation` and `past_key_values`)."
+    remedy = (
+        "Use the default dynamic cache (leave out `cache_implementation` and `past_key_values`), or "
+        "`cache_implementation='static'`."
+    )
     if not isinstance(cache, Cache) or isinstance(cache, EncoderDecoderCache):
         raise NotImplementedError(f"A drafter needs a decoder's key/value cache, got {type(cache).__name__}. {remedy}")
     if getattr(cache, "offloading", False):
         raise NotImplementedError(f"Offloaded caches are not supported with a Jakiro drafter yet. {remedy}")
     kinds = {type(layer) for layer in cache.layers}
     for kind in kinds:
-        if issubclass(kind, StaticLayer):
-            raise NotImplementedError(f"Static caches are not supported with a Jakiro drafter yet. {remedy}")
         if issubclass(kind, QuantizedLayer):
             raise NotImplementedError(
                 "Quantized caches cannot drop rejected tokens: quantized states are not kept per token. " + remedy
             )
-    chain_only = sorted(kind.__name__ for kind in kinds if kind not in _KEEP_NODES)
+    chain_only = sorted(kind.__name__ for kind in kinds if kind not in _KEEP_NODES and kind not in _STATIC_LAYERS)
     unknown = [name for name in chain_only if name not in _CHAIN_LAYERS]
     if unknown:
         raise NotImplementedError(
             f"Cache layers of the kinds {unknown} cannot drop rejected tokens, as drafting needs. {remedy}"
         )
     return f"the cache has layers of kind {', '.join(chain_only)}" if chain_only else None
+
+
+def is_static(cache: Cache) -> bool:
+    """Whether a cache has a fixed capacity that all of its forwards see."""
+    return any(isinstance(layer, _STATIC_LAYERS) for layer in cache.layers)
+
+
+def static_capacity(cache: Cache) -> int:
+    """Tokens that a static cache holds, in the layer that holds least."""
+    return min(layer.max_cache_len for layer in cache.layers if isinstance(layer, _STATIC_LAYERS))
+
+
+def fit_static_cache(model: PreTrainedModel, cache: Cache, num_tokens: int) -> Cache:
+    """
+    A static cache for so many tokens, with those of a drafted tree. The one that `generate` has made has no room for
+    these; its layers with a sliding window forget what a rejected token needs again: ours hold all. The capacity is
+    that of the longest generation of this model so far, so that compiled forwards fit again.
+
+    Raises:
+        ValueError: if the cache is the caller's and has too little room.
+    """
+    if is_user_defined(cache):
+        capacity = static_capacity(cache)
+        if capacity < num_tokens:
+            raise ValueError(
+                f"The static cache holds {capacity} tokens, but the prompt, `max_new_tokens` and a drafted tree take "
+                f"up to {num_tokens} (in layers with a sliding window, too, which have no more room than it). Pass "
+                f"`StaticCache(config, max_cache_len={num_tokens})` or more to a target without sliding windows, or "
+                "`cache_implementation='static'` to have one made."
+            )
+        return cache
+    capacity = -(-num_tokens // 64) * 64
+    capacity = model._jakiro_cache_capacity = max(capacity, getattr(model, "_jakiro_cache_capacity", 0))
+    cache = StaticCache(model.config.get_text_config(decoder=True), max_cache_len=capacity)
+    cache.layers = [
+        StaticLayer(capacity) if type(layer) is StaticSlidingWindowLayer else layer for layer in cache.layers
+    ]
+    return cache
+
+
+def compiled_forward(
+    model: PreTrainedModel, model_kwargs: dict[str, Any], generation_config: GenerationConfig
+) -> Callable[..., Any]:
+    """The target's forward, compiled where plain `generate` compiles it."""
+    if model._valid_auto_compile_criteria(model_kwargs, generation_config):
+        return model.get_compiled_call(generation_config.compile_config)
+    return model
 
 
 def start_recording(cache: Cache, is_batch: bool) -> list[Any]:
@@ -398,9 +484,10 @@ def keep_rows(
         lengths, new_lengths (`B` integers): tokens of each row before the forward, and with those it keeps.
     """
     for layer in cache.layers:
-        if type(layer) not in (DynamicLayer, _RaggedSlidingLayer) or not layer.is_initialized:
+        if type(layer) not in (DynamicLayer, _RaggedSlidingLayer, *_STATIC_LAYERS) or not layer.is_initialized:
             continue  # layers that share another layer's states
-        size = layer.keys.shape[-2]
+        is_static = isinstance(layer, _STATIC_LAYERS)
+        size = max(lengths) + num_nodes if is_static else layer.keys.shape[-2]
         first = max(lengths) + num_nodes - size  # column of the first key in the layer
         start, end = 0, max(new_lengths) - first
         if isinstance(layer, _RaggedSlidingLayer):
@@ -414,7 +501,12 @@ def keep_rows(
             states = getattr(layer, name)
             shape = (-1, states.shape[1], -1, states.shape[3])
             states.scatter_(2, target.expand(shape), states.gather(2, source.expand(shape)))
-            setattr(layer, name, states[..., start:end, :])
+            if not is_static:
+                setattr(layer, name, states[..., start:end, :])
+        if is_static:
+            layer.cumulative_length.fill_(max(new_lengths))
+            if isinstance(layer, StaticSlidingWindowLayer):
+                layer.cumulative_length_int = max(new_lengths)
 
 
 def select_rows(cache: Cache, rows: torch.LongTensor, num_columns: int) -> None:
@@ -485,6 +577,7 @@ try:  # since transformers 5.21
 except ImportError:
     pass
 _CHAIN_LAYERS = frozenset({"DynamicIndexedLayer"})
+_STATIC_LAYERS = (StaticLayer, StaticSlidingWindowLayer)
 
 
 def compile_everywhere() -> CompileConfig:

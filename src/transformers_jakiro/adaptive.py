@@ -7,7 +7,6 @@ the size of a forward decides in its last bits.
 """
 
 import time
-from collections import deque
 
 import torch
 
@@ -15,12 +14,13 @@ from .tree import DraftTree
 
 # weight of the past when a step is added to a mean
 _MEMORY = 0.9
-# plain steps after drafting has lost; twice as many each time it loses again, in one step
-_FIRST_PAUSE, _LONGEST_PAUSE = 16, 1024
-# drafted steps before drafting may lose: one that is not timed, a whole tree, half a tree, two more
-_TRIALS = 5
-# drafting loses when the last so many drafted steps gave less than this share of what plain ones give
-_WINDOW, _LEAST_GAIN = 16, 0.95
+# steps that tell what a plain step costs; the first step of a generation is slower than others
+_PLAIN_STEPS = (2, 3)
+# What drafting may lose, in plain steps: so many to begin with, more as plain steps go by and by what it gains, but at
+# most so many. Drafting pauses when that is used up, and goes on when there is enough for a step that fails.
+_ALLOWANCE, _ALLOWANCE_PER_STEP, _MOST_ALLOWANCE = 2.0, 0.012, 8.0
+# drafted steps in which to learn what a tree costs: one that is not timed, a whole tree, half a tree
+_TRIALS = 3
 
 
 class AdaptiveSchedule:
@@ -36,11 +36,9 @@ class AdaptiveSchedule:
     def __init__(self):
         self._steps = 0
         self._trials = 0  # drafted steps
-        self._timed = False  # whether a drafted step was timed; the first one is not
-        self._pause, self._next_pause = 0, _FIRST_PAUSE
+        self._allowance, self._paused = _ALLOWANCE, False
         self._plain = _Mean()
         self._drafted_seconds = _Mean()
-        self._recent: deque[tuple[float, float]] = deque(maxlen=_WINDOW)  # tokens and seconds of drafted steps
         self._expected, self._accepted = _Mean(), _Mean()
         self._nodes, self._squares, self._products = _Mean(), _Mean(), _Mean()  # of M, M², M · seconds
         self._expectation: float | None = None
@@ -50,12 +48,7 @@ class AdaptiveSchedule:
         """Starts a step. Whether to draft in it; if not, the target is run on the last token alone."""
         self._start = time.perf_counter()
         self._steps += 1
-        if self._steps == 2:  # to know what a plain step costs; the first step of a generation is slower than others
-            return False
-        if self._pause > 0:
-            self._pause -= 1
-            return False
-        return True
+        return self._steps not in _PLAIN_STEPS and not self._paused
 
     def resize(self, tree: DraftTree) -> DraftTree:
         """The part of a tree that pays best, `[B, M + 1]` nodes."""
@@ -65,9 +58,9 @@ class AdaptiveSchedule:
         scores, order = tree.scores[:, 1:].float().cpu().sort(descending=True, stable=True)
         # accepted tokens of the M best, by the drafter's own account; of a batch, the mean of its rows
         expected = scores.exp().cumsum(dim=-1).mean(dim=0)
-        if self._trials < 2:
+        if self._trials < _TRIALS - 1:
             size = len(expected)
-        elif self._trials == 2:  # another size, to tell a from b
+        elif self._trials == _TRIALS - 1:  # another size, to tell a from b
             size = max(1, len(expected) // 2)
         else:
             base, slope = self._cost()
@@ -84,28 +77,29 @@ class AdaptiveSchedule:
         if nodes == 0:
             if self._steps > 1:
                 self._plain.add(seconds)
+                self._allow(_ALLOWANCE_PER_STEP)
             return
         self._trials += 1
-        if not self._timed:  # this step read the whole prompt
-            self._timed = True
+        if self._trials == 1:  # this step read the whole prompt
             return
-        if self._drafted_seconds.count > _TRIALS:  # what else ran on the machine is not the tree's fault
+        if self._trials > _TRIALS:  # what else ran on the machine is not the tree's fault
             seconds = min(seconds, 3 * self._drafted_seconds.value)
         self._drafted_seconds.add(seconds)
-        self._recent.append((num_emitted, seconds))
         for mean, value in ((self._nodes, nodes), (self._squares, nodes**2), (self._products, nodes * seconds)):
             mean.add(value)
         if self._expectation is not None:
             self._expected.add(self._expectation)
             self._accepted.add(num_emitted - 1)
-        if self._plain.count == 0 or self._trials < _TRIALS:
-            return
-        tokens, spent = (sum(values) for values in zip(*self._recent, strict=True))
-        if tokens * self._plain.value < _LEAST_GAIN * spent:
-            self._recent.clear()
-            self._pause, self._next_pause = self._next_pause, min(2 * self._next_pause, _LONGEST_PAUSE)
-        elif len(self._recent) == _WINDOW:
-            self._next_pause = _FIRST_PAUSE
+        if self._plain.value > 0:
+            self._allow(num_emitted - seconds / self._plain.value)
+
+    def _allow(self, num_steps: float) -> None:
+        """Adds to what drafting may lose, in plain steps, and lets it pause or go on."""
+        self._allowance = min(max(self._allowance + num_steps, 0.0), _MOST_ALLOWANCE)
+        if self._allowance == 0:
+            self._paused = True
+        elif self._paused:
+            self._paused = self._allowance < self._drafted_seconds.value / self._plain.value - 1
 
     def _cost(self) -> tuple[float, float]:
         """a and b: the line of least squares through the drafted steps."""

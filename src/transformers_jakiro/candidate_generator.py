@@ -112,12 +112,12 @@ class JakiroCandidateGenerator(CandidateGenerator):
     ):
         self.draft_model = draft_model
         self.config: JakiroDraftConfig = draft_model.config
-        self.target = target if isinstance(target, Target) else Target(target, self.config.feature_layers)
+        self.target = target if isinstance(target, Target) else Target.of(target, draft_model)
         self.model_kwargs_overrides = {"output_hidden_states": self.target.output_hidden_states}
         self.target.check_fits(self.config)
         draft_model.check_draft_vocabulary()
         self._draft_token_ids: torch.LongTensor | None = draft_model.draft_token_ids
-        self._head = self.target.draft_head(self._draft_token_ids)
+        self._head = draft_model.draft_head(self.target)
         self.shape = shape or TreeShape.from_config(self.config)
         self.max_length = max_length
         self.coupling = coupling

@@ -5,8 +5,30 @@
 import math
 from typing import Any, Literal
 
+import torch
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+
+# keys of transformers that have no place in a drafter's config.json: labels, which would be made for any `num_labels`,
+# and what makes `from_pretrained` load other weights, or kernels from the Hub
+_IGNORED_KEYS = (
+    *("num_labels", "id2label", "label2id", "sub_configs", "transformers_weights", "fusion_config"),
+    *(
+        "distributed_config",
+        "attn_implementation",
+        "_attn_implementation",
+        "experts_implementation",
+        "_experts_implementation",
+    ),
+)
+# no drafter is larger; a config.json that says so is not worth the attempt to build it
+_LARGEST = {
+    256: ("num_hidden_layers",),
+    2**20: ("hidden_size", "target_hidden_size", "num_attention_heads", "num_key_value_heads", "num_experts"),
+    2**24: ("vocab_size", "draft_vocab_size", "head_dim", "expert_intermediate_size", "num_draft_tokens"),
+}
 
 _TREE_FIELDS = ("tree_depth", "tree_width", "tree_top_k", "num_draft_tokens")
 
@@ -50,6 +72,21 @@ class JakiroDraftConfig(PreTrainedConfig):
         feature_layers (`list[int]`, *optional*):
             Further hidden states of the target that are fused into its features, as indices of `output_hidden_states`
             (i: what layer i reads), for example `[2, 16, 29]` of 32 layers (EAGLE-3, arXiv 2503.01840).
+        fusion (`str`, defaults to `"linear"`):
+            How the drafter reads a token's embedding and the target's features. `"linear"`: the fusion layer `fc`
+            makes one vector of both; `feature_layers` are added to the last hidden states. `"eagle3"`: the attention
+            of the first layer reads both, each with a norm of its own, and only the feature is carried on;
+            `feature_layers` take the place of the last hidden states. The logits are those of a normed feature.
+        fusion_norm (`str`, *optional*):
+            With `fusion="eagle3"`, RMSNorms on the target's hidden states before they are fused: `"each"`, `"all"`
+            (one norm of their concatenation), or none. Linear fusion norms each.
+        residual_norm (`bool`, defaults to `False`):
+            With `fusion="eagle3"`, whether the feature that is carried on is the normed one.
+        target_hidden_size (`int`, *optional*):
+            The target's hidden size, where a drafter with `fusion="eagle3"` has another one.
+        own_head (`bool`, defaults to `False`), own_embeddings (`bool`, defaults to `False`):
+            With `fusion="eagle3"`, whether the drafter has a head (`lm_head`) and token embeddings (`embed_tokens`) of
+            its own in place of the target's.
         num_experts (`int`, defaults to 2):
             Experts per layer. 1 is the dense layer of EAGLE-1/2.
         num_experts_per_tok (`int`, *optional*):
@@ -64,6 +101,8 @@ class JakiroDraftConfig(PreTrainedConfig):
             its own) or `"single"` (EAGLE: nothing).
         target_name_or_path (`str`, *optional*):
             The target this drafter was trained for. Informative.
+        target_revision (`str`, *optional*):
+            The commit of the target's repository on the Hub. Informative.
         bos_token_id, eos_token_id, pad_token_id (`int`, *optional*; `eos_token_id` may be a list):
             The target's special tokens.
         tree_depth (`int`, defaults to 7):
@@ -130,6 +169,12 @@ class JakiroDraftConfig(PreTrainedConfig):
     feature_multiplier: int | float = 1.0
     final_norm: bool = False
     feature_layers: list[int] | None = None
+    fusion: Literal["linear", "eagle3"] = "linear"
+    fusion_norm: Literal["each", "all"] | None = None
+    residual_norm: bool = False
+    target_hidden_size: int | None = None
+    own_head: bool = False
+    own_embeddings: bool = False
 
     num_experts: int = 2
     num_experts_per_tok: int | None = None
@@ -138,6 +183,7 @@ class JakiroDraftConfig(PreTrainedConfig):
     head_mode: Literal["contrastive", "decoupled", "single"] = "contrastive"
 
     target_name_or_path: str | None = None
+    target_revision: str | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
@@ -174,11 +220,25 @@ class JakiroDraftConfig(PreTrainedConfig):
                 "num_key_value_heads",
                 "head_dim",
             ),
-            *("num_experts", "expert_intermediate_size", "tree_depth", "tree_top_k", "tree_width", "num_draft_tokens"),
+            *(
+                "target_hidden_size",
+                "num_experts",
+                "expert_intermediate_size",
+                "tree_depth",
+                "tree_top_k",
+                "tree_width",
+                "num_draft_tokens",
+            ),
         ):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        for name in ("embedding_multiplier", "feature_multiplier", "tree_temperature"):
+        for limit, sizes in _LARGEST.items():
+            for name in sizes:
+                if (getattr(self, name) or 0) > limit:
+                    raise ValueError(f"`{name}` must be at most {limit}, got {getattr(self, name)}.")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"`hidden_act` must be an activation of Transformers, got {self.hidden_act!r}.")
+        for name in ("embedding_multiplier", "feature_multiplier", "tree_temperature", "rms_norm_eps"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"`{name}` must be a positive number, got {value}.")
@@ -188,6 +248,7 @@ class JakiroDraftConfig(PreTrainedConfig):
                 "`feature_layers` must be increasing indices of the target's hidden states, 0 or more, or None for "
                 f"the last ones alone; got {layers}."
             )
+        self._check_fusion()
         if self.num_attention_heads % self.num_key_value_heads != 0:
             raise ValueError(
                 "`num_attention_heads` must be a multiple of `num_key_value_heads`, "
@@ -251,6 +312,35 @@ class JakiroDraftConfig(PreTrainedConfig):
                 f"tree_top_k={tree['tree_top_k']}, {vocabulary}={num_tokens}."
             )
 
+    def _check_fusion(self):
+        if self.fusion == "eagle3":
+            if self.feature_layers is None:
+                raise ValueError('`fusion="eagle3"` fuses hidden states of `feature_layers`, got None.')
+            if (self.embedding_multiplier, self.feature_multiplier) != (1, 1):
+                raise ValueError(
+                    '`fusion="eagle3"` norms embeddings and features and takes no multipliers, got '
+                    f"embedding_multiplier={self.embedding_multiplier}, feature_multiplier={self.feature_multiplier}."
+                )
+            if self.target_hidden_size not in (None, self.hidden_size) and not (self.own_head and self.own_embeddings):
+                raise ValueError(
+                    "A drafter can borrow the target's head and embeddings only if it is as wide: with `hidden_size="
+                    f"{self.hidden_size}` and `target_hidden_size={self.target_hidden_size}` it needs `own_head` and "
+                    "`own_embeddings`."
+                )
+            return
+        for name in ("fusion_norm", "residual_norm", "target_hidden_size", "own_head", "own_embeddings"):
+            if getattr(self, name):
+                raise ValueError(f'`{name}={getattr(self, name)!r}` needs `fusion="eagle3"`, got "{self.fusion}".')
+
+    def check_trainable(self):
+        """Raises `ValueError` for drafters that can be loaded and used, but not trained."""
+        if self.fusion == "eagle3":
+            raise ValueError(
+                'EAGLE-3 drafters (`fusion="eagle3"`) can be used, not trained: the losses compare a drafter\'s '
+                "features with the target's, and theirs are not in that space. Train one with the library that it is "
+                'from, or a drafter with `fusion="linear"` (and `feature_layers`, if further layers are to be read).'
+            )
+
     def _check_static_tree(self, vocabulary: str, num_tokens: int):
         paths = [tuple(path) for path in self.static_tree]
         if not paths or min(map(len, paths)) == 0:
@@ -269,6 +359,27 @@ class JakiroDraftConfig(PreTrainedConfig):
                     f"`static_tree` must be a tree: the path {list(path)} is there, "
                     f"its parent {list(path[:-1])} is not."
                 )
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any):
+        """
+        As [`~transformers.PreTrainedConfig.from_dict`], for the contents of any `config.json`.
+
+        Raises:
+            ValueError: naming the field that cannot be what it is.
+        """
+        known = {name: value for name, value in config_dict.items() if name not in _IGNORED_KEYS}
+        for name, kinds in (
+            ("quantization_config", dict),
+            ("dtype", str | torch.dtype),
+            ("torch_dtype", str | torch.dtype),
+        ):
+            if not isinstance(known.get(name), kinds | None):
+                raise ValueError(f"`{name}` must be {kinds}, got {known[name]!r}.")
+        try:
+            return super().from_dict(known, **kwargs)
+        except (AttributeError, LookupError, TypeError, StrictDataclassError) as error:
+            raise ValueError(f"This is no configuration of a Jakiro drafter: {error}") from error
 
     @classmethod
     def from_target(cls, target_config: PreTrainedConfig, **overrides: Any) -> "JakiroDraftConfig":
@@ -307,6 +418,7 @@ class JakiroDraftConfig(PreTrainedConfig):
                 "rope_theta": float(rope_parameters.get("rope_theta", 10000.0)),
             },
             "target_name_or_path": getattr(target_config, "_name_or_path", None) or None,
+            "target_revision": getattr(target_config, "_commit_hash", None),
             "bos_token_id": getattr(text_config, "bos_token_id", None),
             "eos_token_id": getattr(text_config, "eos_token_id", None),
             "pad_token_id": getattr(text_config, "pad_token_id", None),

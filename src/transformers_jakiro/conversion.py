@@ -1,7 +1,8 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """
-Published checkpoints to [`JakiroDraftModel`]: original Jakiro, Jakiro\\* and EAGLE-1/2 drafters.
+Published checkpoints to [`JakiroDraftModel`]: original Jakiro, Jakiro\\* and EAGLE-1/2 drafters, and EAGLE-3 drafters
+in the layouts of SafeAILab, SpecForge and speculators.
 
 Nothing in such a checkpoint marks its variant, and its config holds fields that do not apply, so the architecture is
 read off tensor names and shapes; the config only supplies what shapes cannot tell. Then every tensor must be there,
@@ -11,43 +12,56 @@ Symbols in shape comments: H hidden size, N experts, I inner width of one expert
 """
 
 import json
+import math
 import re
 import tempfile
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
-from safetensors.torch import load_file
+from safetensors.torch import save_file
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from .checkpoint import WEIGHTS_FILES, config_int, matrix_shape, read_json, read_weights
 from .configuration_jakiro import JakiroDraftConfig
+from .eagle3 import (
+    Layout,
+    drop_target_embeddings,
+    eagle3_layout,
+    infer_draft_vocab_size,
+    infer_eagle3,
+    is_eagle3,
+    read_draft_token_ids,
+    unify_eagle3,
+)
 from .modeling_jakiro import JakiroDraftModel
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
-# {our name: (dimension of the concatenation, {original name: its shape})}
-Layout = dict[str, tuple[int, dict[str, tuple[int, ...]]]]
-
-# weights files in order of preference, and what to fetch from the Hub to have either format
-_WEIGHTS_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+# what to fetch from the Hub to have either format
 _HUB_PATTERNS = (
     ["config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json"],
     ["config.json", "pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"],
 )
+# of config.json, under the same names in both
+_SAME_FIELDS = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_act"),
+    *("max_position_embeddings", "rms_norm_eps", "bos_token_id", "eos_token_id", "pad_token_id"),
+)
 _PREFIXES = ("model.", "ea_layer.")
-# the target's, or recomputed
-_IGNORED = re.compile(r"embed_tokens\.weight|lm_head\.weight|(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+# the target's, or recomputed, or read already
+_IGNORED = re.compile(
+    r"embed_tokens\.weight|lm_head\.weight|(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"
+    r"|verifier_(norm|lm_head)\.weight|d2t|t2d"
+)
+# these stand beside the names with a prefix
+_WITHOUT_PREFIX = ("lm_head.weight", "d2t", "t2d")
 
 
 def load_original(
@@ -61,7 +75,8 @@ def load_original(
     local_files_only: bool = False,
 ) -> JakiroDraftModel:
     """
-    Reads a drafter in the layout of the published Jakiro, Jakiro\\* and EAGLE-1/2 checkpoints.
+    Reads a drafter in the layout of the published Jakiro, Jakiro\\* and EAGLE-1/2 checkpoints, or an EAGLE-3 drafter
+    in that of SafeAILab, SpecForge or speculators.
 
     Args:
         path_or_repo_id (`str` or `Path`):
@@ -69,7 +84,9 @@ def load_original(
             or the id of such a repository on the Hub. Pickled weights are read with `weights_only=True`.
         target ([`~transformers.PreTrainedModel`], [`~transformers.PreTrainedConfig`], `str` or `Path`, *optional*):
             The target, its config, or where to load that from. Gives vocabulary size, special tokens and name, which
-            otherwise come from the checkpoint's own config, and is checked against the checkpoint.
+            otherwise come from the checkpoint's own config, and is checked against the checkpoint. Most EAGLE-3
+            drafters need it, as it tells which layers they read. Their own embeddings are left out if they are those
+            of the target, for which it must be a model or a local folder with safetensors.
         dtype (`torch.dtype` or `str`, *optional*):
             Precision of the drafter. None or `"auto"`: that of the checkpoint.
         revision, token, cache_dir, local_files_only:
@@ -82,26 +99,29 @@ def load_original(
     torch_dtype = _as_dtype(dtype)
     hub_kwargs = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
     folder = _locate(path_or_repo_id, revision=revision, **hub_kwargs)
-    original_config = _read_json(folder / "config.json")
-    tensors = _read_weights(folder)
+    original_config = read_json(folder / "config.json")
+    tensors = read_weights(folder)
     target_config = _load_target_config(target, **hub_kwargs)
     try:
         tensors = _strip_prefix(tensors)
         _refuse_foreign(tensors, original_config)
+        if is_eagle3(tensors, original_config):
+            tensors, original_config = unify_eagle3(tensors, original_config)
+            drop_target_embeddings(tensors, target)
         config = _infer_config(tensors, original_config, target_config)
         if isinstance(target, (str, Path)):
             config.target_name_or_path = str(target)
-        tensors = {name: tensor for name, tensor in tensors.items() if not _IGNORED.fullmatch(name)}
-        _check_layout(tensors, _original_shapes(config), "an original checkpoint")
+        draft_token_ids = read_draft_token_ids(tensors, config)
+        shapes = _original_shapes(config)
+        tensors = {name: tensor for name, tensor in tensors.items() if name in shapes or not _IGNORED.fullmatch(name)}
+        _check_layout(tensors, shapes, "an original checkpoint")
         tensors = _check_and_cast(tensors, torch_dtype)
     except ValueError as error:
         raise ValueError(f"Cannot convert {path_or_repo_id}: {error}") from error
-    model = JakiroDraftModel.from_pretrained(
-        None,
-        config=config,
-        state_dict=original_state_dict_to_jakiro(tensors, config),
-        dtype=tensors["fc.weight"].dtype,
-    )
+    weights = original_state_dict_to_jakiro(tensors, config)
+    if draft_token_ids is not None:
+        weights["draft_token_ids"] = draft_token_ids
+    model = JakiroDraftModel.from_pretrained(None, config=config, state_dict=weights, dtype=tensors["fc.weight"].dtype)
     model.config._name_or_path = model.name_or_path = str(path_or_repo_id)
     return model
 
@@ -129,20 +149,110 @@ def convert_original(
         FileExistsError: if `dst` is a file or holds files.
         ValueError, OSError: see [`load_original`].
     """
-    dst = Path(dst).expanduser().resolve()
-    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
-        raise FileExistsError(
-            f"{dst} exists and is not an empty folder: choose another destination, or remove it first."
-        )
+    dst = _new_folder(dst)
     model = load_original(src, target=target, **kwargs)
+    with _complete_or_absent(dst) as folder:
+        model.save_pretrained(folder)
+    return dst
+
+
+def export_original(draft_model: JakiroDraftModel, dst: str | Path) -> Path:
+    """
+    The reverse of [`convert_original`]: a folder in the layout of the published Jakiro, Jakiro\\* or EAGLE-1/2
+    checkpoints, with `config.json` and `model.safetensors`. It appears complete or not at all.
+
+    Args:
+        draft_model ([`JakiroDraftModel`]): of a kind that the published code of that layout runs with the same result.
+        dst (`str` or `Path`): the new folder; must not exist, or be empty.
+
+    Returns:
+        `Path`: the absolute path of `dst`.
+
+    Raises:
+        FileExistsError: if `dst` is a file or holds files.
+        ValueError: saying what the published code lacks for this drafter.
+    """
+    dst, config = _new_folder(dst), draft_model.config
+    tensors = jakiro_state_dict_to_original(draft_model.state_dict(), config)
+    _check_published_code_runs(config)
+    original = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "intermediate_size": config.expert_intermediate_size,
+        "rope_theta": config.rope_parameters["rope_theta"],
+        "bias": config.fusion_bias,
+        "torch_dtype": str(draft_model.dtype).removeprefix("torch."),
+        "tie_word_embeddings": False,
+        **{name: getattr(config, name) for name in _SAME_FIELDS},
+    }
+    if config.attention_bias:
+        original["qkv_bias"] = True
+    if config.num_experts > 1:
+        original |= {"num_local_experts": config.num_experts, "num_experts_per_tok": config.num_experts_per_tok}
+    if config.static_tree is not None:
+        original["static_tree"] = config.static_tree
+    with _complete_or_absent(dst) as folder:
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(original, indent=2) + "\n", encoding="utf-8")
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return dst
+
+
+def _check_published_code_runs(config: JakiroDraftConfig) -> None:
+    """Raises `ValueError` for what the published code hard-wires otherwise; it would load, and draft nonsense."""
+    is_jakiro, is_star = config.head_mode == "contrastive", config.head_mode == "decoupled"
+    theta = config.rope_parameters["rope_theta"]
+    for wrong, rule, got in (
+        (config.num_experts > 2, "two experts at most", f"num_experts={config.num_experts}"),
+        (
+            is_jakiro and config.expert_intermediate_size != config.hidden_size,
+            f"experts as wide as the hidden size ({config.hidden_size})",
+            f"expert_intermediate_size={config.expert_intermediate_size}",
+        ),
+        (
+            (is_jakiro or is_star) and config.num_hidden_layers > 1,
+            "one layer with experts",
+            f"num_hidden_layers={config.num_hidden_layers}",
+        ),
+        (
+            config.head_dim * config.num_attention_heads != config.hidden_size,
+            f"heads that make up the hidden size ({config.hidden_size})",
+            f"num_attention_heads={config.num_attention_heads}, head_dim={config.head_dim}",
+        ),
+        (
+            config.rope_parameters.get("rope_type", "default") != "default",
+            "rotary embeddings without scaling",
+            f"rope_parameters={config.rope_parameters}",
+        ),
+        (is_star and theta != 10000, "a rotary base of 10000 for Jakiro*", f"rope_theta={theta}"),
+        (is_star and config.attention_bias, "no bias in the attention of Jakiro*", "attention_bias=True"),
+    ):
+        if wrong:
+            raise ValueError(
+                f"The published code of this layout knows {rule}, got {got}. Save this drafter with `save_pretrained` "
+                "instead."
+            )
+
+
+def _new_folder(path: str | Path) -> Path:
+    path = Path(path).expanduser().resolve()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(
+            f"{path} exists and is not an empty folder: choose another destination, or remove it first."
+        )
+    return path
+
+
+@contextmanager
+def _complete_or_absent(dst: Path) -> Iterator[Path]:
+    """Where to write a folder that becomes `dst`, once it is complete."""
     dst.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{dst.name}-", dir=dst.parent) as scratch:
         complete = Path(scratch) / dst.name
-        model.save_pretrained(complete)
+        yield complete
         if dst.is_dir():
             dst.rmdir()  # empty, or this raises: renaming onto an empty folder is not portable
         complete.rename(dst)
-    return dst
 
 
 # --- the key map -----------------------------------------------------------------------------------------------------
@@ -158,49 +268,29 @@ def _layout(config: JakiroDraftConfig) -> Layout:
     Raises:
         ValueError: if no original checkpoint has experts of this kind.
     """
-    kind = (config.gated_experts, config.num_experts > 1, config.head_mode)
-    if kind not in ((True, True, "contrastive"), (False, True, "decoupled"), (True, False, "single")):
-        raise ValueError(
-            "The original layout knows gated experts with a contrastive branch (Jakiro), two-layer experts with "
-            "decoupled heads (Jakiro*) and one gated expert with a single head (EAGLE-1/2), got "
-            f"gated_experts={config.gated_experts}, num_experts={config.num_experts}, head_mode='{config.head_mode}'. "
-            "Save this drafter with `save_pretrained` instead."
-        )
-    if (config.embedding_multiplier, config.feature_multiplier) != (1, 1):
-        raise ValueError(
-            "The original layout knows no multipliers of embeddings and features, got "
-            f"embedding_multiplier={config.embedding_multiplier}, feature_multiplier={config.feature_multiplier}. "
-            "Call `draft.fold_multipliers()` first."
-        )
-    if config.final_norm:
-        raise ValueError(
-            "The original layout knows no norm after the experts, got `final_norm=True`. Save this drafter with "
-            "`save_pretrained` instead; one that is to be exported must be trained with `final_norm=False`."
-        )
-    if config.feature_layers is not None:
-        raise ValueError(
-            "The original layout knows drafters of the target's last hidden states alone, got "
-            f"feature_layers={config.feature_layers}. Save this drafter with `save_pretrained` instead."
-        )
-    if config.draft_vocab_size is not None:
-        raise ValueError(
-            f"The original layout knows no part of the vocabulary to draft, got `draft_vocab_size="
-            f"{config.draft_vocab_size}` of {config.vocab_size}. Save this drafter with `save_pretrained` instead."
-        )
+    eagle3 = config.fusion == "eagle3"
+    if not eagle3:
+        _check_has_layout(config)
     fields: dict[str, Any] = config.to_dict()
     hidden, inner = fields["hidden_size"], fields["expert_intermediate_size"]
     q_size = fields["num_attention_heads"] * fields["head_dim"]
     kv_size = fields["num_key_value_heads"] * fields["head_dim"]
-    layout: Layout = {"fc.weight": (0, {"fc.weight": (hidden, 2 * hidden)})}
-    if config.fusion_bias:
-        layout["fc.bias"] = (0, {"fc.bias": (hidden,)})
+    if eagle3:
+        layout = eagle3_layout(config)
+    else:
+        layout = {"fc.weight": (0, {"fc.weight": (hidden, 2 * hidden)})}
+        if config.fusion_bias:
+            layout["fc.bias"] = (0, {"fc.bias": (hidden,)})
     for layer in range(config.num_hidden_layers):
         ours = f"layers.{layer}"
         attention, norms = f"{ours}.self_attn", ["post_attention_layernorm"]
-        qkv = {"q": q_size, "k": kv_size, "v": kv_size}
+        qkv, qkv_in = {"q": q_size, "k": kv_size, "v": kv_size}, hidden
+        if eagle3 and layer == 0:
+            qkv_in = 2 * hidden
+            norms += ["input_layernorm", "hidden_norm"]
         layout[f"{attention}.qkv_proj.weight"] = (
             0,
-            {f"{attention}.{x}_proj.weight": (rows, hidden) for x, rows in qkv.items()},
+            {f"{attention}.{x}_proj.weight": (rows, qkv_in) for x, rows in qkv.items()},
         )
         if config.attention_bias:
             layout[f"{attention}.qkv_proj.bias"] = (
@@ -230,6 +320,39 @@ def _layout(config: JakiroDraftConfig) -> Layout:
             down = _named(mlps, "proj", hidden, inner)
         layout[f"{ours}.mlp.experts.down_proj.weight"] = (1, down)
     return layout
+
+
+def _check_has_layout(config: JakiroDraftConfig) -> None:
+    """Raises `ValueError` if the loaders of Jakiro and EAGLE-1/2 checkpoints know no drafter of this kind."""
+    kind = (config.gated_experts, config.num_experts > 1, config.head_mode)
+    if kind not in ((True, True, "contrastive"), (False, True, "decoupled"), (True, False, "single")):
+        raise ValueError(
+            "The original layout knows gated experts with a contrastive branch (Jakiro), two-layer experts with "
+            "decoupled heads (Jakiro*) and one gated expert with a single head (EAGLE-1/2), got "
+            f"gated_experts={config.gated_experts}, num_experts={config.num_experts}, head_mode='{config.head_mode}'. "
+            "Save this drafter with `save_pretrained` instead."
+        )
+    if (config.embedding_multiplier, config.feature_multiplier) != (1, 1):
+        raise ValueError(
+            "The original layout knows no multipliers of embeddings and features, got "
+            f"embedding_multiplier={config.embedding_multiplier}, feature_multiplier={config.feature_multiplier}. "
+            "Call `draft.fold_multipliers()` first."
+        )
+    if config.final_norm:
+        raise ValueError(
+            "The original layout knows no norm after the experts, got `final_norm=True`. Save this drafter with "
+            "`save_pretrained` instead; one that is to be exported must be trained with `final_norm=False`."
+        )
+    if config.feature_layers is not None:
+        raise ValueError(
+            "The original layout knows drafters of the target's last hidden states alone, got "
+            f"feature_layers={config.feature_layers}. Save this drafter with `save_pretrained` instead."
+        )
+    if config.draft_vocab_size is not None:
+        raise ValueError(
+            f"The original layout knows no part of the vocabulary to draft, got `draft_vocab_size="
+            f"{config.draft_vocab_size}` of {config.vocab_size}. Save this drafter with `save_pretrained` instead."
+        )
 
 
 def _named(modules: list[str], projection: str, *shape: int) -> dict[str, tuple[int, ...]]:
@@ -298,6 +421,12 @@ def jakiro_state_dict_to_original(
     Raises:
         ValueError: if tensors are missing, unexpected or of a wrong shape, or no original layout exists.
     """
+    if config.fusion == "eagle3":
+        raise ValueError(
+            "An EAGLE-3 drafter is not written back. It is not trained here, so the checkpoint that it was converted "
+            "from holds the same weights in the layout that other loaders know; the layouts of Jakiro and EAGLE-1/2 "
+            "have no place for them (a head and norms of its own, attention over embedding and feature)."
+        )
     layout = _layout(config)
     shapes = {}
     for name, (dim, sources) in layout.items():
@@ -328,16 +457,19 @@ def _infer_config(
         ValueError: if tensors that tell the architecture are missing or odd, or if config, tensors and target
             contradict each other.
     """
-    values = _infer_architecture(tensors, original)
-    _check_against_config(tensors, original, values)
     text_config = target.get_text_config(decoder=True) if target is not None else None
-    values["vocab_size"] = _config_int(original, "vocab_size")
+    values = _infer_architecture(tensors, original)
+    if is_eagle3(tensors, original):
+        values |= infer_eagle3(tensors, original, values["hidden_size"], text_config)
+    _check_against_config(tensors, original, values)
+    values["vocab_size"] = config_int(original, "vocab_size")
     if text_config is not None:
-        for name in ("hidden_size", "vocab_size"):
+        read_size = values.get("target_hidden_size") or values["hidden_size"]
+        for name, got in (("hidden_size", read_size), ("vocab_size", values["vocab_size"])):
             expected = getattr(text_config, name)
-            if values[name] not in (None, expected):
+            if got not in (None, expected):
                 raise ValueError(
-                    f"the drafter has `{name}={values[name]}`, the target {expected}. A drafter only fits the target "
+                    f"the drafter has `{name}={got}`, the target {expected}. A drafter only fits the target "
                     "it was trained for: give that one."
                 )
         values["vocab_size"] = text_config.vocab_size
@@ -361,9 +493,11 @@ def _infer_config(
             f"its config.json must have `rms_norm_eps`, a number between 0 and 1, got {eps!r}. Put in the target's."
         )
     # the published code's default
-    values["max_position_embeddings"] = _config_int(original, "max_position_embeddings") or 2048
+    values["max_position_embeddings"] = config_int(original, "max_position_embeddings") or 2048
     values["rms_norm_eps"], values["rope_parameters"] = float(eps), _rope_parameters(original)
     values["static_tree"] = original.get("static_tree")
+    if values.get("fusion") == "eagle3":
+        values["draft_vocab_size"] = infer_draft_vocab_size(tensors, original, values["vocab_size"])
     try:
         return JakiroDraftConfig(**values)
     except (StrictDataclassError, KeyError, TypeError) as error:
@@ -372,19 +506,18 @@ def _infer_config(
 
 def _infer_architecture(tensors: Mapping[str, torch.Tensor], original: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of [`JakiroDraftConfig`] that names and shapes tell, given the number of attention heads."""
-    hidden_size, fc_in = _matrix_shape(tensors, "fc.weight")
-    if fc_in != 2 * hidden_size:
-        eagle3 = " An EAGLE-3 drafter fuses three features; these are not supported yet." * (fc_in == 3 * hidden_size)
+    hidden_size, fc_in = matrix_shape(tensors, "fc.weight")
+    if fc_in != 2 * hidden_size and not is_eagle3(tensors, original):
         raise ValueError(
             f"`fc.weight` has shape {(hidden_size, fc_in)}, expected {(hidden_size, 2 * hidden_size)}: it must fuse "
-            f"one embedding and one feature of the target's hidden size.{eagle3}"
+            "one embedding and one feature of the target's hidden size."
         )
     num_layers = _count(tensors, r"layers\.(\d+)\.self_attn\..+")
-    num_heads = _config_int(original, "num_attention_heads")
+    num_heads = config_int(original, "num_attention_heads")
     if num_heads is None:
         raise ValueError("its config.json lacks `num_attention_heads`, which shapes cannot tell. Put it in.")
-    q_size, _ = _matrix_shape(tensors, "layers.0.self_attn.q_proj.weight")
-    kv_size, _ = _matrix_shape(tensors, "layers.0.self_attn.k_proj.weight")
+    q_size, _ = matrix_shape(tensors, "layers.0.self_attn.q_proj.weight")
+    kv_size, _ = matrix_shape(tensors, "layers.0.self_attn.k_proj.weight")
     head_dim = q_size // num_heads
     if q_size % num_heads != 0 or kv_size % head_dim != 0:
         raise ValueError(
@@ -397,12 +530,12 @@ def _infer_architecture(tensors: Mapping[str, torch.Tensor], original: Mapping[s
     gated = _count(tensors, re.escape(moe) + r"experts\.(\d+)\.(fc|proj)\..+") == 0
     if num_experts == 0:
         num_experts, head_mode = 1, "single"
-        inner_size, _ = _matrix_shape(tensors, "layers.0.mlp.gate_proj.weight")
+        inner_size, _ = matrix_shape(tensors, "layers.0.mlp.gate_proj.weight")
     else:
         head_mode = "contrastive" if gated else "decoupled"
-        inner_size, _ = _matrix_shape(tensors, f"{moe}experts.0.{'gate_proj' if gated else 'fc'}.weight")
+        inner_size, _ = matrix_shape(tensors, f"{moe}experts.0.{'gate_proj' if gated else 'fc'}.weight")
         gate = f"layers.{num_layers - 1}.mlp_moe.gate.weight"
-        gate_size, _ = _matrix_shape(tensors, gate)
+        gate_size, _ = matrix_shape(tensors, gate)
         expected = num_experts + (2 if gated else 0)
         if gate_size != expected:
             raise ValueError(
@@ -439,18 +572,25 @@ def _check_against_config(
     if inferred["head_mode"] != "contrastive":  # for Jakiro the field is the target's, and ignored
         counterparts["intermediate_size"] = "expert_intermediate_size"
     for name, ours in counterparts.items():
-        stated = _config_int(original, name)
+        stated = config_int(original, name)
         if stated not in (None, inferred[ours]):
             raise ValueError(
                 f"its config.json says `{name}={stated}`, its tensors say {inferred[ours]}. Use the config.json that "
                 "belongs to these weights, or correct the field."
             )
-    for name, ours, which in (
-        ("bias", "fusion_bias", "fc.bias"),
-        ("qkv_bias", "attention_bias", "layers.0.self_attn.{q,k,v}_proj.bias"),
-    ):
-        stated, found = original.get(name), inferred[ours]
-        if stated is None and name == "qkv_bias":  # many configs do not mention it
+    flags = [("qkv_bias", inferred["attention_bias"], "layers.0.self_attn.{q,k,v}_proj.bias")]
+    if inferred.get("fusion") == "eagle3":
+        fusion_norm = inferred["fusion_norm"]
+        flags += [
+            ("attention_bias", inferred["attention_bias"], "layers.0.self_attn.{q,k,v}_proj.bias"),
+            ("fc_norm", fusion_norm == "each", "fc_norm.0.weight"),
+            ("norm_before_fc", fusion_norm == "all", "input_norm.weight"),
+        ]
+    else:
+        flags.insert(0, ("bias", inferred["fusion_bias"], "fc.bias"))
+    for name, found, which in flags:
+        stated = original.get(name)
+        if stated is None and name != "bias":  # many configs do not mention the others
             continue
         if stated is not None and not isinstance(stated, bool):
             raise ValueError(f"its config.json says `{name}={stated!r}`, expected true or false.")
@@ -467,9 +607,13 @@ def _rope_parameters(original: Mapping[str, Any]) -> dict[str, Any]:
     scaling = original.get("rope_parameters") or original.get("rope_scaling") or {}
     if not isinstance(scaling, dict):
         raise ValueError(f"its config.json says `rope_scaling={scaling!r}`, expected null or an object.")
+    if scaling.get("partial_rotary_factor", original.get("partial_rotary_factor")) not in (None, 1):
+        raise ValueError(
+            "its config.json has a `partial_rotary_factor`: drafters that rotate parts of heads are not known."
+        )
     theta = scaling.get("rope_theta", original.get("rope_theta"))
     theta = 10000.0 if theta is None else theta  # the published code's default
-    if isinstance(theta, bool) or not isinstance(theta, (int, float)) or not theta > 0:
+    if isinstance(theta, bool) or not isinstance(theta, (int, float)) or not 0 < theta < math.inf:
         raise ValueError(f"its config.json says `rope_theta={theta!r}`, expected a positive number.")
     rope_type = scaling.get("rope_type", scaling.get("type", "default"))
     if rope_type != "default" and rope_type not in ROPE_INIT_FUNCTIONS:
@@ -480,27 +624,6 @@ def _rope_parameters(original: Mapping[str, Any]) -> dict[str, Any]:
     return {**rest, "rope_type": rope_type, "rope_theta": float(theta)}
 
 
-def _config_int(original: Mapping[str, Any], name: str) -> int | None:
-    """A positive integer from `config.json`; None if absent or null."""
-    value = original.get(name)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ValueError(f"its config.json says `{name}={value!r}`, expected a positive integer. Correct the field.")
-    return value
-
-
-def _matrix_shape(tensors: Mapping[str, torch.Tensor], name: str) -> tuple[int, int]:
-    if name not in tensors:
-        raise ValueError(
-            f"`{name}` is missing. Download the checkpoint again; if it is complete, it is no such drafter."
-        )
-    shape = tuple(tensors[name].shape)
-    if len(shape) != 2 or 0 in shape:
-        raise ValueError(
-            f"`{name}` has shape {shape}, expected a matrix. The checkpoint is damaged: download it again."
-        )
-    return shape[0], shape[1]
-
-
 def _count(names: Mapping[str, Any], pattern: str) -> int:
     """Number of distinct indices, the group in `pattern`: gaps show up later as missing and unexpected tensors."""
     return len({match.group(1) for name in names if (match := re.fullmatch(pattern, name))})
@@ -509,16 +632,21 @@ def _count(names: Mapping[str, Any], pattern: str) -> int:
 def _strip_prefix(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Drops `model.` or `ea_layer.` where every name has it."""
     for prefix in _PREFIXES:
-        if tensors and all(name.startswith(prefix) for name in tensors):
+        prefixed = [name.startswith(prefix) for name in tensors if name not in _WITHOUT_PREFIX]
+        if prefixed and all(prefixed):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
 
 
 def _refuse_foreign(tensors: Mapping[str, torch.Tensor], original: Mapping[str, Any]) -> None:
     """Raises `ValueError` that says what a checkpoint is, where it is recognisably something else."""
-    supported = "Supported are original Jakiro, Jakiro* and EAGLE-1/2 drafters."
-    if any(name.split(".")[-1] in ("d2t", "t2d") or "midlayer" in name.split(".") for name in tensors):
-        raise ValueError(f"it is an EAGLE-3 drafter (`midlayer`, `d2t`); these are not supported yet. {supported}")
+    supported = "Supported are original Jakiro, Jakiro* and EAGLE-1/2/3 drafters."
+    kind = original.get("speculators_model_type", "eagle3")
+    if kind != "eagle3":
+        raise ValueError(
+            f"it is a drafter of the speculators library with `speculators_model_type={kind!r}`, expected 'eagle3'. "
+            f"{supported}"
+        )
     if original.get("model_type") == JakiroDraftConfig.model_type or any(".qkv_proj." in name for name in tensors):
         raise ValueError(
             "it is not in the original layout; if it was saved by this library, load it with "
@@ -590,7 +718,7 @@ def _locate(path_or_repo_id: str | Path, revision: str | None, **hub_kwargs: Any
             folder = Path(
                 snapshot_download(str(path_or_repo_id), revision=revision, allow_patterns=patterns, **hub_kwargs)
             )
-            if any((folder / name).is_file() for name in _WEIGHTS_FILES):
+            if any((folder / name).is_file() for name in WEIGHTS_FILES):
                 break
     except (HFValidationError, OSError) as error:
         raise FileNotFoundError(
@@ -607,86 +735,14 @@ def _load_target_config(
     if isinstance(target, PreTrainedModel):
         return target.config
     if isinstance(target, (str, Path)):
-        return AutoConfig.from_pretrained(target, **hub_kwargs)
+        return AutoConfig.from_pretrained(target, trust_remote_code=False, **hub_kwargs)
     raise TypeError(f"`target` must be a model, a config, a path or a Hub id, got {type(target).__name__}.")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path.name} is missing in {path.parent}: download it from where the weights are from."
-        )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}. Download it again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}. Download it again.")
-    return content
-
-
-def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a folder, memory-mapped where the format allows it."""
-    for name in _WEIGHTS_FILES:
-        path = folder / name
-        if path.is_file():
-            return _read_shards(path) if path.suffix == ".json" else _read_weights_file(path)
-    raise FileNotFoundError(f"No weights in {folder}: expected one of {', '.join(_WEIGHTS_FILES)}.")
-
-
-def _read_shards(index_path: Path) -> dict[str, torch.Tensor]:
-    weight_map = _read_json(index_path).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-        raise ValueError(f"{index_path} must have `weight_map`, from tensor names to file names. Download it again.")
-    suffix = ".safetensors" if index_path.name.startswith("model.safetensors") else ".bin"
-    tensors: dict[str, torch.Tensor] = {}
-    for shard in sorted(set(weight_map.values())):
-        if not re.fullmatch(r"[\w-][\w.-]*", shard) or not shard.endswith(suffix):
-            raise ValueError(
-                f"{index_path} names the shard {shard!r}, expected a plain file name ending in {suffix}, inside "
-                "the same folder. Do not use this checkpoint."
-            )
-        path = index_path.parent / shard
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{shard} is missing in {path.parent}, but listed in {index_path.name}: download it."
-            )
-        content = _read_weights_file(path)
-        listed = {name for name, file in weight_map.items() if file == shard}
-        if listed != content.keys():
-            raise ValueError(
-                f"{path} does not hold the tensors that {index_path.name} lists for it: missing "
-                f"{sorted(listed - content.keys()) or 'none'}, unexpected "
-                f"{sorted(content.keys() - listed) or 'none'}. Download both again."
-            )
-        tensors.update(content)
-    return tensors
-
-
-def _read_weights_file(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            # only the zip format of torch >= 1.6 can be mapped
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (FileNotFoundError, PermissionError):
-        raise
-    except Exception as error:  # whatever a damaged file makes the unpickler stumble over
-        with path.open("rb") as file:
-            is_pointer = file.read(24) == b"version https://git-lfs."
-        remedy = "It is a Git LFS pointer: run `git lfs pull`." if is_pointer else "Download it again."
-        raise ValueError(f"{path} cannot be read, it is damaged or no weights file: {error}. {remedy}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a dictionary of tensors, got {type(content).__name__}.")
-    for name, tensor in content.items():
-        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
-            raise ValueError(f"{path} must hold tensors only, got {type(tensor).__name__} under {name!r}.")
-        if tensor.layout is not torch.strided or tensor.device.type != "cpu":
-            raise ValueError(
-                f"{path} must hold dense tensors on the CPU, `{name}` is {tensor.layout} on {tensor.device}."
-            )
-    return {name: tensor.detach() for name, tensor in content.items()}
-
-
-__all__ = ["convert_original", "jakiro_state_dict_to_original", "load_original", "original_state_dict_to_jakiro"]
+__all__ = [
+    "convert_original",
+    "export_original",
+    "jakiro_state_dict_to_original",
+    "load_original",
+    "original_state_dict_to_jakiro",
+]

@@ -8,7 +8,7 @@ Symbols in shape comments: B batch, T tokens of the prompt, n nodes of a tree, H
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -152,7 +152,7 @@ def jakiro_decode(
     cache = model_kwargs.get("past_key_values")
     _compat.check_cache(cache)
 
-    target = Target(model, assistant_model.config.feature_layers)
+    target = Target.of(model, assistant_model)
     batch_size, device = input_ids.shape[0], input_ids.device
     temperature = (generation_config.temperature or 1.0) if generation_config.do_sample else 0.0
     noise: SamplingCoupling | None = None  # what the target's draws come from, if that can be known
@@ -163,16 +163,26 @@ def jakiro_decode(
     shape_for = partial(
         TreeShape.from_config, assistant_model.config, num_assistant_tokens, temperature if coupling is None else 0.0
     )
-    drafter = JakiroCandidateGenerator(assistant_model, target, shape_for(batch_size), coupling=coupling)
+    shape = shape_for(batch_size)
+    drafter = JakiroCandidateGenerator(assistant_model, target, shape, coupling=coupling)
+    if _compat.is_static(cache):
+        cache = _compat.fit_static_cache(model, cache, generation_config.max_length + shape.num_draft_tokens)
+        model_kwargs["past_key_values"] = cache
     batch = _Batch(input_ids, generation_config, logits_processor, stopping_criteria, noise)
     outputs = _prefill(target, drafter, input_ids, generation_config, model_kwargs)
-    forward = _TreeForward(target, cache, generation_config, model_kwargs, batch_size, cache.get_seq_length())
     schedule = AdaptiveSchedule() if _compat.wants_adaptive_trees(generation_config) else None
+    largest = shape.num_draft_tokens + 1
+    sizes = (largest,) if schedule is None else (1, -(-largest // 4), -(-largest // 2), largest)
+    forward = _TreeForward(
+        target, cache, generation_config, model_kwargs, batch_size, cache.get_seq_length(), static_sizes=sizes
+    )
     put_step = _step_putter(streamer, batch)
     put_step(batch.start(outputs), None, [[]])
     del outputs
-    # who gets to see the cache gets all rows in it
-    may_drop_rows = not (generation_config.return_dict_in_generate or _compat.is_user_defined(cache))
+    # who gets to see the cache gets all rows in it, and a static one keeps its shape
+    may_drop_rows = not (
+        generation_config.return_dict_in_generate or _compat.is_user_defined(cache) or _compat.is_static(cache)
+    )
 
     while _compat.has_unfinished_sequences(model, batch.finished, synced_gpus, device):
         if batch.finished:  # other processes still generate and need this one's share of the forwards
@@ -264,7 +274,7 @@ def install_generation_hook() -> None:
 
 def remove_generation_hook() -> None:
     """Takes [`install_generation_hook`] back."""
-    _compat.remove_hook()
+    _compat.remove_hook(is_jakiro_drafter)
 
 
 def _prefill(
@@ -285,6 +295,11 @@ def _prefill(
     outputs = None
     for outputs, num_tokens in _compat.prefill(target.model, input_ids, generation_config, kwargs):
         end = processed + num_tokens
+        if prompt_embeddings is not None and not target.lends_embeddings:
+            raise NotImplementedError(
+                "This drafter has token embeddings of its own, and cannot read a prompt given as `inputs_embeds`. "
+                "Give `input_ids`."
+            )
         if prompt_embeddings is not None:
             embeddings = prompt_embeddings[:, processed:end]
         elif input_ids.shape[1] >= end:  # the ids of the whole prompt, cached part included
@@ -304,6 +319,15 @@ def _gather_nodes(states: torch.Tensor, nodes: torch.LongTensor) -> torch.Tensor
     return states.gather(1, index.expand(-1, -1, states.shape[-1]))
 
 
+def _filled_up(tree: DraftTree, num_nodes: int) -> DraftTree:
+    """A tree with at least so many nodes: further ones below the root."""
+    missing = num_nodes - tree.num_nodes
+    if missing <= 0:
+        return tree
+    tokens, parents = (nn.functional.pad(values, (0, missing)) for values in (tree.tokens, tree.parents))
+    return DraftTree(tokens, parents, max_depth=max(1, tree.max_depth))
+
+
 class _TreeForward:
     """The target's forwards over trees in one generation, and its cache between them."""
 
@@ -315,9 +339,14 @@ class _TreeForward:
         model_kwargs: dict[str, Any],
         batch_size: int,
         prompt_length: int,
+        static_sizes: Sequence[int] = (),
     ):
         model = target.model
         self._model, self._cache = model, cache
+        self._is_static = _compat.is_static(cache)
+        # with a static cache forwards have few shapes: trees are filled up to one of these numbers of nodes
+        self._sizes = static_sizes if self._is_static else ()
+        self._forward = _compat.compiled_forward(model, model_kwargs, generation_config) if self._is_static else model
         self._lengths = [int(prompt_length)] * batch_size  # cached tokens of each row
         self._is_batch = batch_size > 1  # when it began
         reason = _compat.check_cache(cache) or why_no_trees(model)
@@ -326,6 +355,11 @@ class _TreeForward:
             raise NotImplementedError(
                 f"In a batch, rows get ahead of one another, for which {type(model).__name__} must take masks as "
                 f"trees need them, but {reason}. Pass one prompt at a time, or leave out `assistant_model`."
+            )
+        if self.chain_only and self._is_static:
+            raise NotImplementedError(
+                f"With a static cache, {type(model).__name__} must take masks as trees need them, but {reason}. Use "
+                "the default dynamic cache."
             )
         if self.chain_only:
             warnings.warn(
@@ -338,7 +372,8 @@ class _TreeForward:
             padding = torch.nn.functional.pad(padding, (0, int(prompt_length) - padding.shape[1]), value=1)
         self._padding = padding
         self._device = model.get_input_embeddings().weight.device
-        self._mask = None if self.chain_only else TreeAttentionMask(model, padding, self._device)
+        capacity = _compat.static_capacity(cache) if self._is_static else None
+        self._mask = None if self.chain_only else TreeAttentionMask(model, padding, self._device, capacity)
         positions = model_kwargs.get("position_ids")
         # position of the next token less the number of cached tokens: nonzero with left padding
         self._position_offset = None
@@ -355,7 +390,11 @@ class _TreeForward:
         self._num_nodes = 0
 
     def run(self, tree: DraftTree) -> Any:
-        """The target's outputs for all nodes: logits `[B, n, V]`, hidden states `[B, n, H]`. Extends the cache."""
+        """
+        The target's outputs for all nodes: logits `[B, n, V]`, hidden states `[B, n, H]`; with a static cache there
+        may be more, which mean nothing. Extends the cache.
+        """
+        tree = _filled_up(tree, min((size for size in self._sizes if size >= tree.num_nodes), default=0))
         self._num_nodes = tree.num_nodes
         shortest, longest = min(self._lengths), max(self._lengths)
         kwargs = dict(self._kwargs)
@@ -369,7 +408,7 @@ class _TreeForward:
         elif self._padding is not None:  # a chain: the model's own causal mask does
             missing = longest + tree.num_nodes - self._padding.shape[1]
             kwargs["attention_mask"] = torch.nn.functional.pad(self._padding, (0, missing), value=1)
-        return self._model(input_ids=tree.tokens.to(self._device), **kwargs)
+        return self._forward(input_ids=tree.tokens.to(self._device), **kwargs)
 
     def keep(self, visited: list[list[int]]) -> torch.LongTensor:
         """
@@ -383,7 +422,7 @@ class _TreeForward:
         self._lengths = [length + len(path) for length, path in zip(lengths, visited, strict=True)]
         if self.chain_only:
             self._cache.crop(longest - self._num_nodes)
-        elif not self._is_batch:
+        elif not (self._is_batch or self._is_static):
             is_prefix = not visited[0] or visited[0][-1] == longest - 1
             _compat.keep_nodes(self._cache, self._num_nodes, nodes[0], is_prefix)
         else:
@@ -456,10 +495,11 @@ class _Row:
             self.stop_length = self.length
         return stops
 
-    def record(self, outputs: Any, row: int, visited: list[int], num_nodes: int, num_behind: int) -> None:
+    def record(self, outputs: Any, row: int, visited: list[int], first_node: int, num_behind: int) -> None:
         """
-        One element per emitted token, shaped as if it had been computed alone. `row`: in the outputs; `num_behind`:
-        cached columns behind its end.
+        One element per emitted token, shaped as if it had been computed alone. `row`: in the outputs; `first_node`:
+        column of the root in the attentions, of the last ones if negative; `num_behind`: columns before it that are
+        not the row's own.
         """
         self.accept_lengths.append(len(visited) - 1)
         for step, node in enumerate(visited):
@@ -472,7 +512,7 @@ class _Row:
                 windows = [getattr(layer, "sliding_window", None) for layer in outputs.past_key_values.layers]
                 self.attentions += (
                     tuple(
-                        _path_attention(weights, row, node, path, num_nodes, window, num_behind)
+                        _path_attention(weights, row, node, path, first_node, window, num_behind)
                         for weights, window in zip(outputs.attentions, windows, strict=True)
                     ),
                 )
@@ -556,7 +596,7 @@ class _Batch:
 
     def walk(self, tree: DraftTree, outputs: Any) -> tuple[list[list[int]], list[list[int]]]:
         """Walks the trees with the target's choices. Returns each row's visited nodes and emitted tokens."""
-        logits = outputs.logits
+        logits = outputs.logits[:, : tree.num_nodes]
         if self._plain_argmax and logits.device.type != "cpu":
             # all nodes at once, for the only synchronisation of a step (adaptive trees take another)
             choices = logits.argmax(dim=-1)
@@ -576,9 +616,11 @@ class _Batch:
         walking = self.unfinished
         longest = max(row.length for row in self.rows)
         num_behind = [longest - row.length for row in self.rows]
+        is_static = _compat.is_static(outputs.past_key_values)
         visited, emitted = walk_trees(walking, tokens, parents, choose, self._emit)
         for row in walking:
-            self.rows[row].record(outputs, row, visited[row], tree.num_nodes, num_behind[row])
+            first_node = longest - 1 if is_static else -tree.num_nodes
+            self.rows[row].record(outputs, row, visited[row], first_node, num_behind[row])
             self.num_drafted_tokens += tree.num_nodes - 1
         self._finish_rows()
         return visited, emitted
@@ -695,18 +737,19 @@ def _path_attention(
     row: int,
     node: int,
     path: list[int],
-    num_nodes: int,
+    first_node: int,
     window: int | None,
     num_behind: int,
 ) -> torch.Tensor | None:
     """
-    A node's attention `[1, heads, 1, prefix + len(path)]` out of the trees' `[B, heads, n, columns + n]`, where a
-    row's prefix is followed by `num_behind` columns that are not its own; with a sliding window at most that many.
+    A node's attention `[1, heads, 1, prefix + len(path)]` out of the trees' `[B, heads, n, columns]`, where a row's
+    prefix is followed by `num_behind` columns that are not its own, then the tree's; with a sliding window at most
+    that many.
     """
     if weights is None:
         return None
-    num_columns = weights.shape[-1] - num_nodes
-    columns = [*range(num_columns - num_behind), *(num_columns + ancestor for ancestor in path)]
+    root = first_node % weights.shape[-1]
+    columns = [*range(root - num_behind), *(root + ancestor for ancestor in path)]
     columns = columns if window is None else columns[-window:]
     return weights[row : row + 1, :, node : node + 1, columns]
 

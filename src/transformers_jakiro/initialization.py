@@ -68,6 +68,7 @@ def new_drafter(
         overrides = {"draft_vocab_size": len(draft_token_ids), **overrides}
     target = target if isinstance(target, Target) else Target(target)
     config = JakiroDraftConfig.from_target(target.model.config, **{"final_norm": True, **overrides})
+    config.check_trainable()
     target.check_fits(config)
     tokens = torch.linspace(0, config.vocab_size - 1, _NUM_PROBE_TOKENS, device=target.embeddings.weight.device)
     tokens = tokens.long()[None]
@@ -170,6 +171,8 @@ def upcycle(source: JakiroDraftModel, config: JakiroDraftConfig, seed: int = 0) 
 
 def _check(old: JakiroDraftConfig, new: JakiroDraftConfig) -> None:
     new.check_consistency()
+    old.check_trainable()
+    new.check_trainable()
     differences = [
         f"`{name}` is {getattr(old, name)!r} in the source and {getattr(new, name)!r} in `config`"
         for name in _KEPT_FIELDS

@@ -7,13 +7,14 @@ states (arXiv 2502.06282, section 3).
 Symbols in shape comments: B batch, T positions, H hidden size, N experts, I inner width of one expert, M mixtures.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
@@ -23,14 +24,19 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, eager
 from transformers.utils import ModelOutput
 
 from . import _compat
+from .checkpoint import check_folder
 from .configuration_jakiro import JakiroDraftConfig
+
+if TYPE_CHECKING:
+    from .target import Target
 
 
 @dataclass
 class JakiroDraftOutput(ModelOutput):
     """
     Output of [`JakiroDraftModel`]. All features live in the space of the target's last hidden states after its final
-    norm: the target's own head turns them into next-token logits.
+    norm: the target's own head turns them into next-token logits. (EAGLE-3's do not: see
+    [`~JakiroDraftModel.draft_head`].)
 
     Args:
         last_hidden_state (`torch.Tensor` of shape `(B, T, H)`):
@@ -62,7 +68,7 @@ class JakiroRMSNorm(nn.RMSNorm):
 class JakiroAttention(nn.Module):
     """Causal self-attention with rotary positions and grouped key/value heads; one product for all projections."""
 
-    def __init__(self, config: JakiroDraftConfig, layer_idx: int):
+    def __init__(self, config: JakiroDraftConfig, layer_idx: int, input_size: int | None = None):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
@@ -75,7 +81,7 @@ class JakiroAttention(nn.Module):
         # how the attention interface is to see this module when the query heads are packed
         self._ungrouped = SimpleNamespace(num_key_value_groups=1, is_causal=True, training=False, layer_idx=layer_idx)
         qkv_size = (self.num_heads + 2 * self.num_key_value_heads) * self.head_dim
-        self.qkv_proj = nn.Linear(config.hidden_size, qkv_size, bias=config.attention_bias)
+        self.qkv_proj = nn.Linear(input_size or config.hidden_size, qkv_size, bias=config.attention_bias)
         self.o_proj = nn.Linear(self.num_heads * self.head_dim, config.hidden_size, bias=False)
 
     @property
@@ -226,14 +232,14 @@ class JakiroMixture(nn.Module):
 class JakiroDecoderLayer(nn.Module):
     """Attention, then experts. Only the last layer of a drafter offers more than the weighted sum of its experts."""
 
-    def __init__(self, config: JakiroDraftConfig, layer_idx: int):
+    def __init__(self, config: JakiroDraftConfig, layer_idx: int, input_size: int | None = None):
         super().__init__()
         is_last = layer_idx == config.num_hidden_layers - 1
         # the fused input of the first layer is not normed
         self.input_layernorm = (
             JakiroRMSNorm(config.hidden_size, eps=config.rms_norm_eps) if layer_idx > 0 else nn.Identity()
         )
-        self.self_attn = JakiroAttention(config, layer_idx)
+        self.self_attn = JakiroAttention(config, layer_idx, input_size)
         self.post_attention_layernorm = JakiroRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = JakiroMixture(config, config.head_mode if is_last else "single")
 
@@ -247,29 +253,57 @@ class JakiroDecoderLayer(nn.Module):
         decoupled: bool,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        hidden_states = hidden_states + self.self_attn(
-            self.input_layernorm(hidden_states), position_embeddings, attention_mask, past_key_values, **kwargs
+        residual, inputs = self.read(hidden_states)
+        hidden_states = residual + self.self_attn(
+            inputs, position_embeddings, attention_mask, past_key_values, **kwargs
         )
         mixtures, router_logits = self.mlp(self.post_attention_layernorm(hidden_states), contrastive, decoupled)
         return hidden_states + mixtures, router_logits  # [M, B, T, H]
 
+    def read(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is carried on, and what the attention reads."""
+        return hidden_states, self.input_layernorm(hidden_states)
+
+
+class Eagle3InputLayer(JakiroDecoderLayer):
+    """First layer with `fusion="eagle3"`: reads `[B, T, 2 * H]`, embeddings and features."""
+
+    def __init__(self, config: JakiroDraftConfig):
+        super().__init__(config, layer_idx=0, input_size=2 * config.hidden_size)
+        self.input_layernorm = JakiroRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.hidden_norm = JakiroRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.residual_norm = config.residual_norm
+
+    def read(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        embeddings, features = hidden_states.chunk(2, dim=-1)
+        normed = self.hidden_norm(features)
+        inputs = torch.cat((self.input_layernorm(embeddings), normed), dim=-1)
+        return normed if self.residual_norm else features, inputs
+
 
 class JakiroFeatureFusion(nn.Module):
-    """What further layers of the target add to its features."""
+    """What further layers of the target add to its features, or with `fusion="eagle3"` the features themselves."""
 
     def __init__(self, config: JakiroDraftConfig):
         super().__init__()
-        hidden_size, num_layers = config.hidden_size, len(config.feature_layers)
-        self.norms = nn.ModuleList(JakiroRMSNorm(hidden_size, eps=config.rms_norm_eps) for _ in range(num_layers))
-        self.proj = nn.Linear(num_layers * hidden_size, hidden_size, bias=False)
+        input_size = config.target_hidden_size or config.hidden_size
+        num_layers = len(config.feature_layers)
+        kind = "each" if config.fusion == "linear" else config.fusion_norm
+        num_norms = {"each": num_layers, "all": 1, None: 0}[kind]
+        self.norms = nn.ModuleList(
+            JakiroRMSNorm(num_layers * input_size // num_norms, eps=config.rms_norm_eps) for _ in range(num_norms)
+        )
+        self.proj = nn.Linear(num_layers * input_size, config.hidden_size, bias=False)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`[..., layers * H]` → `[..., H]`, to be added to features at the size that the drafter reads them in."""
+        """`[..., layers * target's H]` → `[..., H]`, at the size that the drafter reads features in."""
+        if not self.norms:
+            return self.proj(hidden_states)
         parts = hidden_states.chunk(len(self.norms), dim=-1)
         return self.proj(torch.cat([norm(part) for norm, part in zip(self.norms, parts, strict=True)], dim=-1))
 
 
-class JakiroDraftPreTrainedModel(PreTrainedModel):
+class JakiroDraftPreTrainedModel(_compat.StrictLoading, PreTrainedModel):
     config_class = JakiroDraftConfig
     base_model_prefix = ""
     main_input_name = "inputs_embeds"
@@ -297,6 +331,7 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
     Drafter for speculative decoding of a causal language model: pass it to `target.generate(assistant_model=draft)`.
 
     Token embeddings and output head are the target's; they are neither part of this module nor of its checkpoint.
+    Only EAGLE-3 drafters may have their own (`config.own_embeddings`, `config.own_head`).
 
     Args:
         config ([`JakiroDraftConfig`]): shape of the drafter, its target and its trees.
@@ -318,12 +353,28 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
 
     def __init__(self, config: JakiroDraftConfig):
         super().__init__(config)
-        self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=config.fusion_bias)
+        eagle3 = config.fusion == "eagle3"
+        if not eagle3:
+            self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=config.fusion_bias)
         if config.feature_layers is not None:
             self.feature_fusion = JakiroFeatureFusion(config)
-        self.layers = nn.ModuleList(JakiroDecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            Eagle3InputLayer(config) if eagle3 and i == 0 else JakiroDecoderLayer(config, i)
+            for i in range(config.num_hidden_layers)
+        )
         self.norm = JakiroRMSNorm(config.hidden_size, eps=config.rms_norm_eps) if config.final_norm else nn.Identity()
-        self.rotary_emb = LlamaRotaryEmbedding(config)
+        if eagle3 and not config.final_norm:
+            self.head_norm = JakiroRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        num_drafted = config.vocab_size if config.draft_vocab_size is None else config.draft_vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, num_drafted, bias=False) if config.own_head else None
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size) if config.own_embeddings else None
+        try:
+            self.rotary_emb = LlamaRotaryEmbedding(config)
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"`rope_parameters={config.rope_parameters}` are none that Transformers knows: {error!r}. Those of "
+                "`JakiroDraftConfig.from_target(target.config)` fit any drafter."
+            ) from error
         size = config.draft_vocab_size
         self.register_buffer("draft_token_ids", None if size is None else torch.full((size,), -1))
         self.post_init()
@@ -339,10 +390,22 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
         return cos.unsqueeze(1), sin.unsqueeze(1)
 
     def get_input_embeddings(self):
-        raise NotImplementedError("A Jakiro drafter has no embeddings of its own: it uses those of its target.")
+        raise NotImplementedError("A Jakiro drafter has no embeddings to get or set: it uses those of its target.")
 
     def set_input_embeddings(self, value: nn.Module):
-        raise NotImplementedError("A Jakiro drafter has no embeddings of its own: it uses those of its target.")
+        raise NotImplementedError("A Jakiro drafter has no embeddings to get or set: it uses those of its target.")
+
+    def draft_head(self, target: "Target") -> Callable[[torch.Tensor], torch.Tensor]:
+        """
+        The function `[..., H]` → `[..., D]` from this drafter's features to logits of the tokens that it can draft.
+
+        Args:
+            target ([`~transformers_jakiro.target.Target`]): gives its head, unless the drafter has its own.
+        """
+        head = self.lm_head or target.draft_head(self.draft_token_ids)
+        if self.config.fusion == "linear" or self.config.final_norm:
+            return head
+        return lambda features: head(self.head_norm(features))
 
     def forward(
         self,
@@ -365,7 +428,8 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
                 The target's embeddings `E(x_{t+1})` of the tokens *after* each feature.
             hidden_states (`torch.Tensor` of shape `(B, T, H)`):
                 Features `f_t`: the target's last hidden states after its final norm, or the drafter's own features.
-                With `feature_layers`, the target's are `(B, T, F)`: those of these layers before the last ones.
+                With `feature_layers`, the target's are `(B, T, F)`: those of these layers before the last ones (which
+                `fusion="eagle3"` does not read).
             attention_mask (`torch.Tensor`, *optional*):
                 None: causal. `(B, past + T)`: causal, positions with 0 are padding. `(B, 1, T, past + T)`: used as it
                 is, additive or boolean as the attention implementation wants it. `(B, 1, G * T, past + T)`, with G
@@ -383,7 +447,8 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
             ValueError: if the shapes of the two inputs differ, or an output is asked for that `head_mode` lacks.
         """
         hidden_size, further_layers = self.config.hidden_size, self.config.feature_layers or ()
-        widths = {hidden_size, (len(further_layers) + 1) * hidden_size}
+        target_size = self.config.target_hidden_size or hidden_size
+        widths = {hidden_size, (len(further_layers) + 1) * target_size}
         if (
             inputs_embeds.shape[:-1] != hidden_states.shape[:-1]
             or inputs_embeds.shape[-1] != hidden_size
@@ -404,15 +469,19 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
             raise ValueError("`output_expert_hidden_states` needs at least two experts, this drafter has one.")
 
         further = None  # hidden states of further layers
-        if hidden_states.shape[-1] > self.config.hidden_size:
-            further, hidden_states = hidden_states.tensor_split([-self.config.hidden_size], dim=-1)
+        if hidden_states.shape[-1] != hidden_size:
+            further, hidden_states = hidden_states.tensor_split([-target_size], dim=-1)
         if self.config.embedding_multiplier != 1:
             inputs_embeds = inputs_embeds * self.config.embedding_multiplier
         if self.config.feature_multiplier != 1:
             hidden_states = hidden_states * self.config.feature_multiplier
+        eagle3 = self.config.fusion == "eagle3"
         if further is not None:
-            hidden_states = hidden_states + self.feature_fusion(further)
-        hidden_states = self.fc(torch.cat((inputs_embeds, hidden_states), dim=-1))
+            fused = self.feature_fusion(further)
+            hidden_states = fused if eagle3 else hidden_states + fused
+        hidden_states = torch.cat((inputs_embeds, hidden_states), dim=-1)
+        if not eagle3:  # else the first layer reads both
+            hidden_states = self.fc(hidden_states)
         if position_ids is None and position_embeddings is None:
             past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = torch.arange(hidden_states.shape[1], device=hidden_states.device) + past_length
@@ -484,21 +553,17 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
             return loaded
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs["ignore_mismatched_sizes"] = True  # here they are reported with the rest, and never ignored
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-        )
-        missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
-        mismatched = [
-            f"`{name}` is {tuple(got)}, expected {tuple(expected)}"
-            for name, got, expected in sorted(info["mismatched_keys"])
-        ]
-        if missing or unexpected or mismatched:
-            raise ValueError(
-                f"{pretrained_model_name_or_path} does not hold the weights of a {cls.__name__} with its config: "
-                f"missing {missing or 'none'}, unexpected {unexpected or 'none'}, mismatched "
-                f"{', '.join(mismatched) or 'none'}. If it is a published Jakiro or EAGLE checkpoint, load it with "
-                "`JakiroDraftModel.from_original(...)` or run `jakiro convert` first."
-            )
+        kwargs.setdefault("use_safetensors", True)  # what drafters are saved as
+        path = pretrained_model_name_or_path
+        if path is not None and Path(path).is_dir():
+            check_folder(Path(path, kwargs.get("subfolder") or ""), with_config=kwargs.get("config") is None)
+        try:
+            model, info = super().from_pretrained(path, *model_args, output_loading_info=True, **kwargs)
+        except SafetensorError as error:
+            raise ValueError(f"The weights in {path} are damaged: {error}. Download or save them again.") from error
+        # saving copies the code only where it is that of the checkpoint, and then notes it again
+        vars(model.config).pop("auto_map", None)
+        cls.check_loaded(path, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
         model.check_finite()
         model.check_draft_vocabulary()
         return (model, info) if wants_info else model
@@ -526,6 +591,34 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
             self.delete_adapter(adapter_name)
             raise
         return info
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """
+        As [`~transformers.PreTrainedModel.push_to_hub`], with a model card made for a drafter.
+        See [`~transformers_jakiro.publishing.push_to_hub`].
+        """
+        from . import publishing
+
+        return publishing.push_to_hub(self, repo_id, **kwargs)
+
+    @classmethod
+    def check_loaded(
+        cls,
+        path: str | Path | None,
+        missing: Iterable[str],
+        unexpected: Iterable[str],
+        mismatched: Iterable[tuple[str, torch.Size, torch.Size]],
+    ):
+        """Raises `ValueError` if a checkpoint lacks weights, or has others; see `output_loading_info`."""
+        wrong = [f"`{name}` is {tuple(got)}, expected {tuple(right)}" for name, got, right in sorted(mismatched)]
+        missing, unexpected = sorted(missing), sorted(unexpected)
+        if missing or unexpected or wrong:
+            raise ValueError(
+                f"{path} does not hold the weights of a {cls.__name__} with its config: missing {missing or 'none'}, "
+                f"unexpected {unexpected or 'none'}, mismatched {', '.join(wrong) or 'none'}. If it is a published "
+                "Jakiro or EAGLE checkpoint, load it with `JakiroDraftModel.from_original(...)` or run "
+                "`jakiro convert` first."
+            )
 
     def check_finite(self):
         """Raises `ValueError` naming the weights that hold NaN or infinity (those on the meta device are skipped)."""
@@ -571,6 +664,8 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
         same function, for formats that know no multipliers. Such a drafter is hard to train further.
         """
         scale = self.config.feature_multiplier
+        if (self.config.embedding_multiplier, scale) == (1, 1):
+            return
         self.fc.weight[:, : self.config.hidden_size] *= self.config.embedding_multiplier / scale
         if self.fc.bias is not None:
             self.fc.bias /= scale
@@ -598,12 +693,12 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
         **kwargs: Any,
     ) -> "JakiroDraftModel":
         """
-        Reads a checkpoint in the layout of the published Jakiro, Jakiro\\* and EAGLE-1/2 drafters.
+        Reads a checkpoint in the layout of the published Jakiro, Jakiro\\* and EAGLE-1/2/3 drafters.
         See [`~transformers_jakiro.conversion.load_original`].
         """
-        from .conversion import load_original
+        from . import conversion
 
-        return load_original(pretrained_model_name_or_path, target=target, **kwargs)
+        return conversion.load_original(pretrained_model_name_or_path, target=target, **kwargs)
 
 
 __all__ = ["JakiroDraftModel", "JakiroDraftOutput", "JakiroDraftPreTrainedModel"]

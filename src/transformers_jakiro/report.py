@@ -19,7 +19,7 @@ from rich.table import Table
 from .files import write_json
 from .summary import PARTS, acceptance_by_branch
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 1
 
 _COLOURS = {
     "plain": "#6e7781",

@@ -24,10 +24,17 @@ class Target:
         model ([`~transformers.PreTrainedModel`]): the target, or a PEFT model around it.
         feature_layers (`Sequence[int]`, *optional*): hidden states that its drafter reads besides the last ones, see
             [`JakiroDraftConfig`].
+        embeddings (`nn.Embedding`, *optional*): the drafter's own, if it does not borrow the target's.
     """
 
-    def __init__(self, model: PreTrainedModel, feature_layers: Sequence[int] | None = None):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        feature_layers: Sequence[int] | None = None,
+        embeddings: nn.Embedding | None = None,
+    ):
         self.feature_layers = tuple(feature_layers or ())
+        self.lends_embeddings = embeddings is None
         self.model: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.config = self.model.config.get_text_config(decoder=True)
         self.embeddings = self.model.get_input_embeddings()
@@ -37,9 +44,15 @@ class Target:
                 f"{type(self.model).__name__} has no input embeddings or no language modeling head. A drafter needs "
                 "both: load the target with `AutoModelForCausalLM`."
             )
+        self.embeddings = self.embeddings if embeddings is None else embeddings
         self._draft_head: tuple[torch.LongTensor, DraftHead] | None = None  # the last one asked for
         self._logit_scale = _logit_scale(self.config)
         self._logit_softcap = getattr(self.config, "final_logit_softcapping", None)
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, draft_model: PreTrainedModel) -> "Target":
+        """The target as this drafter sees it."""
+        return cls(model, draft_model.config.feature_layers, draft_model.embed_tokens)
 
     def check_fits(self, draft_config: JakiroDraftConfig):
         """Raises `ValueError` if a drafter with this config cannot draft for this target."""
@@ -50,11 +63,15 @@ class Target:
                 f"{type(self.model).__name__} has {num_layers} layers: 0 to {num_layers - 1} are to be had, besides "
                 "the last ones. Load a drafter trained for this target."
             )
-        for field, remedy in (
-            ("vocab_size", "The two must share a tokenizer."),
-            ("hidden_size", "The drafter reads the target's hidden states."),
+        for field, got, remedy in (
+            ("vocab_size", draft_config.vocab_size, "The two must share a tokenizer."),
+            (
+                "hidden_size",
+                draft_config.target_hidden_size or draft_config.hidden_size,
+                "The drafter reads the target's hidden states.",
+            ),
         ):
-            expected, got = getattr(self.config, field), getattr(draft_config, field)
+            expected = getattr(self.config, field)
             if expected != got:
                 trained_for = draft_config.target_name_or_path
                 raise ValueError(
@@ -64,7 +81,7 @@ class Target:
                 )
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Embeddings `E(x)` as the target's decoder receives them: `[...]` → `[..., H]`."""
+        """Embeddings `E(x)` as the target's decoder receives them, or the drafter's own: `[...]` → `[..., H]`."""
         return self.embeddings(token_ids.to(self.embeddings.weight.device))
 
     @torch.no_grad()

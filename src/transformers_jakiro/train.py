@@ -13,7 +13,6 @@ import torch
 import yaml
 from torch.utils.data import Subset
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     HfArgumentParser,
     PreTrainedModel,
@@ -25,7 +24,7 @@ from .configuration_jakiro import JakiroDraftConfig
 from .data import frequent_tokens, prepare_dataset, read_conversations
 from .features import INDEX, FeatureDataset
 from .initialization import new_drafter
-from .trainer import JakiroTrainer, JakiroTrainingArguments, feature_store
+from .trainer import JakiroTrainer, JakiroTrainingArguments, feature_store, load_target_model
 
 
 @dataclass
@@ -145,7 +144,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> JakiroTr
     elif script_args.num_eval_rows > 0:
         train_dataset, eval_dataset = _hold_out(train_dataset, script_args.num_eval_rows)
     target_kwargs = {"dtype": script_args.target_dtype, **(args.target_model_init_kwargs or {})}
-    target = AutoModelForCausalLM.from_pretrained(script_args.target, **target_kwargs)
+    target = load_target_model(script_args.target, **target_kwargs)
     args.target_model_init_kwargs = None
     tokenizer = AutoTokenizer.from_pretrained(script_args.target)
     if script_args.draft is None:
@@ -168,6 +167,7 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> JakiroTr
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
     )
+    trainer.training_data = describe_data(script_args.data, script_args.data_split)
     resume = args.resume_from_checkpoint
     trainer.train(resume_from_checkpoint=True if resume in ("true", "True") else resume)
     trainer.save_model()
@@ -186,6 +186,12 @@ def read_data(name: str, split: str, limit: int | None = None) -> Any:
         return read_conversations(name, split, limit)
     dataset = FeatureDataset(name)
     return dataset if limit is None else Subset(dataset, range(min(limit, len(dataset))))
+
+
+def describe_data(name: str, split: str) -> dict[str, str]:
+    """What a model card says of the data: a Hub id with its split, or a file's name without its place."""
+    path = Path(name)
+    return {"name": path.resolve().name} if path.exists() else {"name": name, "split": split}
 
 
 def _choose_vocabulary(

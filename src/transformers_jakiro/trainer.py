@@ -4,12 +4,14 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from huggingface_hub import ModelCard
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.utils.data import Subset
@@ -24,15 +26,18 @@ from transformers import (
 )
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import EvalLoopOutput
+from transformers.utils import cached_file, extract_commit_hash
 
 from .benchmark import accept_lengths, tokens_per_forward
 from .data import JakiroDataCollator, check_tokenizer, prepare_dataset
 from .features import FeatureDataset
+from .files import write_json
 from .initialization import new_drafter
 from .metrics import drafting_metrics
 from .modeling_jakiro import JakiroDraftModel
 from .objective import DraftingObjective
 from .packing import check_packing
+from .publishing import TAGS, TRAINING, check_target_name, drafter_card, save_remote_code
 from .target import Target
 
 
@@ -85,6 +90,12 @@ class JakiroTrainingArguments(TrainingArguments):
             New tokens per prompt.
         eval_generate_temperature (`list[float]`, defaults to `[0.0]`):
             Temperatures to generate at. 0 is greedy; another one, say 1, gives `acceptance_length_t1`.
+
+    > Parameters of publishing
+
+    Args:
+        hub_remote_code (`bool`, defaults to `False`):
+            Publish the code with the drafter, so that it loads without this package (`trust_remote_code=True`).
     """
 
     remove_unused_columns: bool = field(default=False, metadata={"help": "Batches are built by the collator."})
@@ -138,6 +149,9 @@ class JakiroTrainingArguments(TrainingArguments):
     eval_generate_temperature: list[float] = field(
         default_factory=lambda: [0.0], metadata={"help": "Temperatures to generate at; 0 is greedy."}
     )
+    hub_remote_code: bool = field(
+        default=False, metadata={"help": "Publish the code with the drafter, for users without this package."}
+    )
 
     def __post_init__(self):
         if isinstance(self.target_model_init_kwargs, str):
@@ -183,12 +197,16 @@ class JakiroTrainer(Trainer):
         callbacks, kwargs:
             Further arguments of [`~transformers.Trainer`].
 
+    A saved drafter has a `training.json` beside it: the data (what the attribute `training_data` says of them: a name,
+    or a mapping with `name`), steps and all arguments. With `push_to_hub=True` it gets a model card that tells them.
+
     Raises:
         TypeError: if `args` are not [`JakiroTrainingArguments`].
         ValueError: if drafter, target, data and arguments do not fit each other.
     """
 
-    _tag_names = ["jakiro", "speculative-decoding", "draft-model"]
+    _tag_names = [*TAGS]
+    training_data: Mapping[str, Any] | str | None = None
 
     def __init__(
         self,
@@ -218,6 +236,11 @@ class JakiroTrainer(Trainer):
                     "`model` has an adapter already: leave out `peft_config`, or merge the adapter first."
                 )
             model = get_peft_model(model, peft_config)
+        if isinstance(model, PeftModel):
+            if args.hub_remote_code:
+                raise ValueError("`hub_remote_code` is for whole drafters, not for adapters: leave it out, or merge.")
+        elif args.push_to_hub:
+            check_target_name(model.config)
         if data_collator is None:
             pad_token_id = self.target.config.pad_token_id
             data_collator = JakiroDataCollator(pad_token_id=0 if pad_token_id is None else pad_token_id)
@@ -450,14 +473,85 @@ class JakiroTrainer(Trainer):
 
     # -- sharing -----------------------------------------------------------------------------------------------------
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """As [`~transformers.Trainer.create_model_card`], with the target as `base_model` and the method's tags."""
-        target_name = self.target.model.config.name_or_path
-        if target_name and not Path(target_name).exists():  # a Hub id
-            kwargs.setdefault("finetuned_from", target_name)
-        tags = kwargs.get("tags") or []
-        kwargs["tags"] = list(dict.fromkeys([*([tags] if isinstance(tags, str) else tags), *self._tag_names]))
-        super().create_model_card(*args, **kwargs)
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As [`~transformers.Trainer.save_model`], with `training.json` beside the drafter."""
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / TRAINING, self.training_record())
+        super().save_model(output_dir, _internal_call)
+
+    def training_record(self) -> dict[str, Any]:
+        """What the drafter was trained on and how, for its model card."""
+        arguments = {
+            name: value for name, value in self.args.to_dict().items() if not name.startswith(_NOT_OF_THE_TRAINING)
+        }
+        if arguments["target_model_init_kwargs"]:
+            arguments["target_model_init_kwargs"] = {
+                name: value for name, value in arguments["target_model_init_kwargs"].items() if name != "token"
+            }
+        changed = {}
+        for option in fields(self.args):
+            if option.name in arguments and option.name != "accelerator_config":  # whose default is filled in
+                default = option.default_factory() if option.default is MISSING else option.default
+                value = arguments[option.name]
+                if value != default and (value or default is not None):
+                    changed[option.name] = value
+        data = self.training_data if isinstance(self.training_data, Mapping) else {"name": self.training_data}
+        rows = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None
+        record = {
+            "data": {name: value for name, value in {**data, "rows": rows}.items() if value is not None},
+            "steps": self.state.global_step,
+            "epochs": self.state.epoch,
+            "rows_per_step": self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
+            "versions": {name: version(name) for name in ("transformers_jakiro", "transformers", "torch")},
+            "changed_arguments": changed,
+            "arguments": arguments,
+        }
+        return json.loads(json.dumps(record, default=str))
+
+    def create_model_card(
+        self, license: str | None = None, tags: str | list[str] | None = None, model_name: str | None = None
+    ) -> None:
+        """
+        Writes the drafter's model card to `output_dir` ([`~transformers_jakiro.publishing.drafter_card`]) and, with
+        `hub_remote_code`, the code. The card of an adapter is that of [`~transformers.Trainer.create_model_card`].
+
+        Args:
+            license (`str`, *optional*): default: the target's.
+            tags (`str` or `list[str]`, *optional*): besides those of every drafter.
+            model_name (`str`, *optional*): default: the repository's.
+        """
+        if not self.is_world_process_zero():
+            return
+        tags = [tags] if isinstance(tags, str) else tags or []
+        folder = Path(self.args.output_dir)
+        draft = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        if isinstance(draft, PeftModel):
+            super().create_model_card(license=license, model_name=model_name)
+            card = ModelCard.load(folder / "README.md")
+            card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *TAGS, *tags]))
+            card.save(folder / "README.md")
+            return
+        card = drafter_card(
+            draft.config,
+            self.hub_model_id or model_name or folder.absolute().name,
+            num_parameters=draft.num_parameters(),
+            training=self.training_record(),
+            license=license,
+            tags=tags,
+            remote_code=self.args.hub_remote_code,
+        )
+        card.save(folder / "README.md")
+        if self.args.hub_remote_code:
+            save_remote_code(folder)
+
+
+# names and beginnings of names of arguments that tell places and accounts
+_NOT_OF_THE_TRAINING = (
+    *("output_dir", "logging_dir", "run_name", "project", "trackio", "local_rank", "resume_from_checkpoint"),
+    *("hub_", "push_to_hub", "report_to", "disable_tqdm", "debug"),
+)
 
 
 class _DrafterCallback(TrainerCallback):
@@ -481,6 +575,16 @@ def feature_store(dataset: Any) -> FeatureDataset | None:
     return dataset if isinstance(dataset, FeatureDataset) else None
 
 
+def load_target_model(name: str | Path, **kwargs: Any) -> PreTrainedModel:
+    """`AutoModelForCausalLM.from_pretrained`; the config remembers the commit on the Hub, for new drafters'."""
+    model = AutoModelForCausalLM.from_pretrained(name, **kwargs)
+    if not Path(name).exists():
+        options = {key: kwargs[key] for key in ("revision", "cache_dir", "subfolder") if key in kwargs}
+        file = cached_file(str(name), "config.json", local_files_only=True, **options)
+        model.config._commit_hash = extract_commit_hash(file, None)
+    return model
+
+
 def _load_target(
     target_model: PreTrainedModel | PeftModel | str | Path | None, args: JakiroTrainingArguments
 ) -> Target:
@@ -492,9 +596,7 @@ def _load_target(
             "drafter is small: use stage 2 (`examples/accelerate/deepspeed_zero2.yaml`)."
         )
     if isinstance(target_model, (str, Path)):
-        target_model = AutoModelForCausalLM.from_pretrained(
-            target_model, **{"dtype": "auto", **(args.target_model_init_kwargs or {})}
-        )
+        target_model = load_target_model(target_model, **{"dtype": "auto", **(args.target_model_init_kwargs or {})})
     elif args.target_model_init_kwargs is not None:
         raise ValueError("`target_model_init_kwargs` is for a `target_model` given by its name; this one is loaded.")
     return Target(target_model)
@@ -508,10 +610,11 @@ def _load_drafter(
         model = new_drafter(target)
     elif isinstance(model, (str, Path)):
         model = JakiroDraftModel.from_pretrained(model, dtype=torch.float32)
+    model.config.check_trainable()
     target.check_fits(model.config)
     target.feature_layers = tuple(model.config.feature_layers or ())
     model.check_draft_vocabulary()
     return model
 
 
-__all__ = ["JakiroTrainer", "JakiroTrainingArguments"]
+__all__ = ["JakiroTrainer", "JakiroTrainingArguments", "load_target_model"]

@@ -72,9 +72,13 @@ class TreeAttentionMask:
     Args:
         model ([`~transformers.PreTrainedModel`]): the target.
         padding (`[B, P]`, *optional*): the prompt's 2D attention mask, 0 where it is padded.
+        capacity (`int`, *optional*): of a static cache: masks are always as wide, and what is behind the tree hidden.
     """
 
-    def __init__(self, model: PreTrainedModel, padding: torch.Tensor | None, device: torch.device):
+    def __init__(
+        self, model: PreTrainedModel, padding: torch.Tensor | None, device: torch.device, capacity: int | None = None
+    ):
+        self._capacity = capacity
         self._config = model.config.get_text_config(decoder=True)
         self._layer_types = layer_types(self._config)
         self._as_dict = getattr(self._config, "layer_types", None) is not None
@@ -114,8 +118,8 @@ class TreeAttentionMask:
         shortest, longest = min(lengths), max(lengths)
         end = longest + num_nodes
         if self._buffer is None or end > self._buffer.shape[-1] or num_nodes > self._buffer.shape[2]:
-            width = 64 * (2 * end // 64 + 4)  # rows stay aligned for the attention kernels
-            self._buffer = block.new_zeros((batch_size, 1, num_nodes, width))
+            width = self._capacity or 64 * (2 * end // 64 + 4)  # rows stay aligned for the attention kernels
+            self._buffer = block.new_full((batch_size, 1, num_nodes, width), self._minimum)
             self._prefix = 0
         new = slice(self._prefix, shortest)  # was tree, is prefix
         self._buffer[..., new] = 0
@@ -128,25 +132,27 @@ class TreeAttentionMask:
             behind = columns >= torch.tensor(lengths, device=self._device)[:, None, None, None]
             self._buffer[..., shortest:longest] = behind * self._minimum
         self._buffer[:, 0, :num_nodes, longest:end] = block
-        return self._buffer[:, :, :num_nodes, :end]
+        return self._buffer[:, :, :num_nodes, : self._capacity or end]
 
     def _sliding_mask(
         self, tree: DraftTree, block: torch.Tensor, lengths: Sequence[int], cache: Cache, layer_idx: int, window: int
     ) -> torch.Tensor:
-        num_nodes = tree.num_nodes
-        key_length, offset = cache.get_mask_sizes(num_nodes, layer_idx)
+        offset = 0 if self._capacity else cache.get_mask_sizes(tree.num_nodes, layer_idx)[1]
         prefix_lengths = torch.tensor(lengths, device=self._device)[:, None]  # [B, 1]
         indices = prefix_lengths + tree.depths.to(self._device)  # [B, n]
         first = (indices - window + 1)[:, None, :, None]  # the first token that a node still sees
-        keys = torch.arange(offset, offset + key_length - num_nodes, device=self._device)
-        visible = (keys >= first) & (keys < prefix_lengths[..., None, None])  # [B, 1, n, key_length - n]
+        keys = torch.arange(offset, max(lengths), device=self._device)
+        visible = (keys >= first) & (keys < prefix_lengths[..., None, None])  # [B, 1, n, prefix keys]
         if self._hidden is not None:
             hidden = torch.nn.functional.pad(self._hidden, (0, max(0, max(lengths) - self._hidden.shape[1])))
             visible = visible & ~hidden[:, None, None, offset : offset + keys.shape[0]]
         prefix = torch.zeros(visible.shape, dtype=self._dtype, device=self._device)
         prefix.masked_fill_(~visible, self._minimum)
         block = block[:, None].masked_fill(indices[:, None, None, :] < first, self._minimum)
-        return torch.cat((prefix, block), dim=-1)
+        mask = torch.cat((prefix, block), dim=-1)
+        if self._capacity is None:
+            return mask
+        return torch.nn.functional.pad(mask, (0, self._capacity - mask.shape[-1]), value=self._minimum)
 
 
 def _as_block_mask(mask: torch.Tensor) -> BlockMask:

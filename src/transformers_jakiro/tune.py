@@ -148,7 +148,7 @@ def logits_processors(target: PreTrainedModel, **options: Any) -> LogitsProcesso
 @torch.no_grad()
 def answer_prompts(benchmark: Benchmark, prompts: Sequence[str], temperatures: Sequence[float]) -> Iterator[Answer]:
     """The target's answers to each prompt at each temperature."""
-    target = Target(benchmark.target, benchmark.draft.config.feature_layers)
+    target = Target.of(benchmark.target, benchmark.draft)
     for temperature, prompt in itertools.product(temperatures, prompts):
         inputs = benchmark.encode(prompt)
         prompt_length, device = inputs["input_ids"].shape[1], inputs["input_ids"].device
@@ -178,7 +178,7 @@ class Replay:
     """
 
     def __init__(self, target: PreTrainedModel, draft: PreTrainedModel, answers: Sequence[Answer]):
-        self._target = Target(target, draft.config.feature_layers)
+        self._target = Target.of(target, draft)
         self._draft, self._answers = draft, answers
         self.seconds: dict[tuple[int, int], list[float]] = {}
 

@@ -1,0 +1,111 @@
+# Copyright 2026 The transformers-jakiro authors.
+# Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
+"""Static caches: the same tokens, in place, with forwards of one shape."""
+
+from unittest import mock
+
+import pytest
+import torch
+from targets import ARCHITECTURES, EAGER_ONLY, SLIDING, compare, make_drafter, make_prompt, make_target
+from test_batch import compare as compare_batch
+from test_batch import make_batch
+from transformers import StaticCache
+
+from transformers_jakiro import generation
+
+STATIC = {"cache_implementation": "static"}
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_same_tokens(architecture, attention):
+    if attention == "sdpa" and architecture in EAGER_ONLY:
+        pytest.skip("soft caps and attention sinks have no sdpa kernel")
+    target = make_target(architecture, attention=attention)
+    compare(target, make_drafter(target), {"input_ids": make_prompt(9)}, max_new_tokens=24, **STATIC)
+    compare_batch(target, make_batch(), **STATIC)
+
+
+@pytest.mark.parametrize("architecture", SLIDING)
+def test_sliding_windows(architecture):
+    target = make_target(architecture, window=7)
+    compare(target, make_drafter(target), {"input_ids": make_prompt(9)}, max_new_tokens=24, **STATIC)
+    compare_batch(target, make_batch((3, 10, 6)), max_new_tokens=24, **STATIC)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_forwards_have_few_shapes(adaptive):
+    target = make_target()
+    draft = make_drafter(target, tree_depth=4, tree_top_k=3, num_draft_tokens=11)
+    schedule = {"num_assistant_tokens_schedule": "heuristic"} if adaptive else {}
+    shapes, addresses = set(), set()
+
+    def noted(model, model_kwargs, generation_config):
+        def forward(**kwargs):
+            shapes.add((kwargs["input_ids"].shape, kwargs["attention_mask"].shape, kwargs["position_ids"].shape))
+            outputs = model(**kwargs)
+            addresses.add(outputs.past_key_values.layers[0].keys.data_ptr())
+            return outputs
+
+        return forward
+
+    with mock.patch.object(generation._compat, "compiled_forward", noted):
+        for length in (5, 12):
+            target.generate(make_prompt(length), assistant_model=draft, max_new_tokens=30, **STATIC, **schedule)
+            assert len(addresses) == 1, "the cache moved"
+            addresses.clear()
+    assert {ids[1] for ids, _, _ in shapes} <= ({1, 3, 6, 12} if adaptive else {12})
+    assert len({mask[3] for _, mask, _ in shapes}) == 1
+
+
+def test_sampling():
+    target = make_target()
+    for seed in range(3):
+        options = {"seed": seed, "do_sample": True, "top_k": 0}
+        compare(target, make_drafter(target), {"input_ids": make_prompt(7)}, max_new_tokens=20, **options, **STATIC)
+        compare_batch(target, make_batch(), **options, **STATIC)
+
+
+def test_a_cache_of_the_callers():
+    target = make_target()
+    draft = make_drafter(target, num_draft_tokens=10)
+    prompt = make_prompt(6)
+    kwargs = {"max_new_tokens": 12, "do_sample": False}
+    plain = target.generate(prompt, **kwargs)
+    cache = StaticCache(target.config, max_cache_len=28)
+    assert target.generate(prompt, past_key_values=cache, assistant_model=draft, **kwargs).tolist() == plain.tolist()
+    assert int(cache.get_seq_length()) == 17
+    small = StaticCache(target.config, max_cache_len=27)
+    with pytest.raises(ValueError, match=r"holds 27 tokens, .* take up to 28 .*max_cache_len=28"):
+        target.generate(prompt, past_key_values=small, assistant_model=draft, **kwargs)
+    windowed = make_target("mistral", window=7)
+    own = StaticCache(windowed.config, max_cache_len=64)
+    with pytest.raises(ValueError, match=r"holds 7 tokens"):
+        windowed.generate(prompt, past_key_values=own, assistant_model=make_drafter(windowed), **kwargs)
+
+
+def test_records():
+    target = make_target(attention="eager")
+    names = ("scores", "logits", "attentions", "hidden_states")
+    kwargs = {f"output_{name}": True for name in names} | {"return_dict_in_generate": True, "max_new_tokens": 10}
+    expected = target.generate(make_prompt(6), **kwargs)
+    ours = target.generate(make_prompt(6), assistant_model=make_drafter(target), **kwargs, **STATIC)
+    for name in ("scores", "logits"):
+        for one, other in zip(getattr(ours, name), getattr(expected, name), strict=True):
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    for name in ("attentions", "hidden_states"):
+        for step, (one, other) in enumerate(zip(getattr(ours, name), getattr(expected, name), strict=True)):
+            for part, expected_part in zip(one, other, strict=True):
+                part = (
+                    part[..., : expected_part.shape[-1]] if step == 0 else part
+                )  # the prompt's are as wide as the cache
+                torch.testing.assert_close(part, expected_part, atol=1e-4, rtol=1e-4)
+
+
+def test_targets_that_verify_chains_only():
+    target = make_target()
+    with (
+        mock.patch.object(generation, "why_no_trees", return_value="its attention is another"),
+        pytest.raises(NotImplementedError, match=r"With a static cache, .* but its attention is another"),
+    ):
+        target.generate(make_prompt(5), max_new_tokens=4, assistant_model=make_drafter(target), **STATIC)
