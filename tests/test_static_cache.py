@@ -9,9 +9,10 @@ import torch
 from targets import ARCHITECTURES, EAGER_ONLY, SLIDING, compare, make_drafter, make_prompt, make_target
 from test_batch import compare as compare_batch
 from test_batch import make_batch
-from transformers import StaticCache
+from transformers import CompileConfig, StaticCache
 
-from transformers_jakiro import generation
+from transformers_jakiro import candidate_generator, generation
+from transformers_jakiro._compat import compile_everywhere
 
 STATIC = {"cache_implementation": "static"}
 
@@ -38,24 +39,51 @@ def test_forwards_have_few_shapes(adaptive):
     target = make_target()
     draft = make_drafter(target, tree_depth=4, tree_top_k=3, num_draft_tokens=11)
     schedule = {"num_assistant_tokens_schedule": "heuristic"} if adaptive else {}
-    shapes, addresses = set(), set()
+    shapes, draft_shapes, addresses = set(), set(), set()
 
-    def noted(model, model_kwargs, generation_config):
+    def noted(model, compile_config):
         def forward(**kwargs):
-            shapes.add((kwargs["input_ids"].shape, kwargs["attention_mask"].shape, kwargs["position_ids"].shape))
+            if model is target:
+                shapes.add((kwargs["input_ids"].shape, kwargs["attention_mask"].shape, kwargs["position_ids"].shape))
+            else:
+                flags = tuple(name for name, value in kwargs.items() if value is True)
+                draft_shapes.add((kwargs["inputs_embeds"].shape, kwargs["attention_mask"].shape, flags))
             outputs = model(**kwargs)
-            addresses.add(outputs.past_key_values.layers[0].keys.data_ptr())
+            if model is target:
+                addresses.add(outputs.past_key_values.layers[0].keys.data_ptr())
             return outputs
 
         return forward
 
-    with mock.patch.object(generation._compat, "compiled_forward", noted):
+    with (
+        mock.patch.object(generation._compat, "compile_config_of", return_value=CompileConfig()),
+        mock.patch.object(generation._compat, "compiled_call", noted),
+        mock.patch.object(candidate_generator, "compiled_call", noted),
+    ):
         for length in (5, 12):
             target.generate(make_prompt(length), assistant_model=draft, max_new_tokens=30, **STATIC, **schedule)
             assert len(addresses) == 1, "the cache moved"
             addresses.clear()
     assert {ids[1] for ids, _, _ in shapes} <= ({1, 3, 6, 12} if adaptive else {12})
     assert len({mask[3] for _, mask, _ in shapes}) == 1
+    # what a step brings, a level, the last level
+    assert len(draft_shapes) == 3
+
+
+@pytest.mark.slow
+def test_compiled():
+    """Minutes of compiling. One graph for the target, three for the drafter, none after the first generation."""
+    target = make_target()
+    draft = make_drafter(target, tree_depth=4, tree_top_k=3, num_draft_tokens=11)
+    options = {"max_new_tokens": 24, "do_sample": False}
+    static = {**STATIC, "compile_config": compile_everywhere()}
+    graphs = []
+    for length in (6, 6, 9, 12):
+        plain = target.generate(make_prompt(length), **options)
+        ours = target.generate(make_prompt(length), assistant_model=draft, **options, **static)
+        assert ours.tolist() == plain.tolist()
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs == [4, 4, 4, 4]
 
 
 def test_sampling():

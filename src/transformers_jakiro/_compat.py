@@ -58,6 +58,8 @@ _CALLED = {"_prefill": ("self", "input_ids", "generation_config", "model_kwargs"
 _ORIGINAL = "_transformers_jakiro_original"
 _LOOPS = "_transformers_jakiro_loops"
 _EXPLICIT = "_explicit_num_assistant_tokens"
+# of models: what compiled forwards were made, and for which capacity
+_COMPILED, _CAPACITY = "_transformers_jakiro_compiled", "_transformers_jakiro_capacity"
 
 
 class IncompatibleTransformersError(RuntimeError):
@@ -412,7 +414,8 @@ def fit_static_cache(model: PreTrainedModel, cache: Cache, num_tokens: int) -> C
             )
         return cache
     capacity = -(-num_tokens // 64) * 64
-    capacity = model._jakiro_cache_capacity = max(capacity, getattr(model, "_jakiro_cache_capacity", 0))
+    capacity = max(capacity, getattr(model, _CAPACITY, 0))
+    setattr(model, _CAPACITY, capacity)
     cache = StaticCache(model.config.get_text_config(decoder=True), max_cache_len=capacity)
     cache.layers = [
         StaticLayer(capacity) if type(layer) is StaticSlidingWindowLayer else layer for layer in cache.layers
@@ -420,13 +423,29 @@ def fit_static_cache(model: PreTrainedModel, cache: Cache, num_tokens: int) -> C
     return cache
 
 
-def compiled_forward(
+def compile_config_of(
     model: PreTrainedModel, model_kwargs: dict[str, Any], generation_config: GenerationConfig
-) -> Callable[..., Any]:
-    """The target's forward, compiled where plain `generate` compiles it."""
+) -> CompileConfig | None:
+    """How plain `generate` compiles a target's forwards; None where it does not."""
     if model._valid_auto_compile_criteria(model_kwargs, generation_config):
-        return model.get_compiled_call(generation_config.compile_config)
-    return model
+        return generation_config.compile_config or model._default_compile_config()
+    return None
+
+
+def compiled_call(model: Any, compile_config: CompileConfig) -> Callable[..., Any]:
+    """
+    A model's forward, compiled for the few shapes it is called with. Kept with the model, as transformers keeps its
+    own, which is for other shapes.
+    """
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    options = compile_config.to_dict()
+    if options["dynamic"] is None:
+        options["dynamic"] = False
+    kept = getattr(model, _COMPILED, None)
+    if kept is None or kept[0] != options:
+        kept = (options, torch.compile(model.__call__, **options))
+        setattr(model, _COMPILED, kept)
+    return kept[1]
 
 
 def start_recording(cache: Cache, is_batch: bool) -> list[Any]:

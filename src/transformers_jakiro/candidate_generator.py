@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import CompileConfig, PreTrainedModel
 from transformers.generation import CandidateGenerator
 
+from ._compat import compiled_call
 from .configuration_jakiro import JakiroDraftConfig
 from .coupling import SamplingCoupling
 from .draft_cache import DraftCache
@@ -95,6 +96,10 @@ class JakiroCandidateGenerator(CandidateGenerator):
         max_length (`int`, *optional*): the generation's length limit; chains never reach beyond it.
         coupling ([`SamplingCoupling`], *optional*): the target's next random numbers, where it samples. None drafts
             what is likeliest without knowing them.
+        capacity (`int`, *optional*): tokens that are generated at most, with those of the prompt. All forwards of a
+            kind then have one shape, and whole trees are drafted to the end. None: shapes as they come.
+        compile_config ([`~transformers.CompileConfig`], *optional*): compiles the drafter's forwards; needs
+            `capacity`.
 
     Raises:
         ValueError: if the two models do not fit, or it is not known which tokens to draft.
@@ -109,6 +114,8 @@ class JakiroCandidateGenerator(CandidateGenerator):
         shape: TreeShape | None = None,
         max_length: int | None = None,
         coupling: SamplingCoupling | None = None,
+        capacity: int | None = None,
+        compile_config: CompileConfig | None = None,
     ):
         self.draft_model = draft_model
         self.config: JakiroDraftConfig = draft_model.config
@@ -126,7 +133,15 @@ class JakiroCandidateGenerator(CandidateGenerator):
         self._noise: torch.Tensor | None = None  # [L, D] or [B, L, D] of the tree that is being grown
         parameter = next(draft_model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
-        self._cache = DraftCache(self.config.num_hidden_layers)
+        self._is_static = capacity is not None
+        self._forward = draft_model
+        if self._is_static:
+            # behind the text, what a feed is filled up with, then the nodes of a tree
+            capacity += self._feed_length + (self.shape.depth - 1) * self.shape.width
+            capacity = -(-capacity // 64) * 64
+        if compile_config is not None:
+            self._forward = compiled_call(draft_model, compile_config)
+        self._cache = DraftCache(self.config.num_hidden_layers, capacity)
         self._lengths: list[int] = []  # pairs in the cache, of each row
         self._num_pads: torch.Tensor | None = None  # [B, 1] of these that are padding, if there is any
         self._features: torch.Tensor | None = None  # [B, T, F] that were read, not yet fed
@@ -134,7 +149,7 @@ class JakiroCandidateGenerator(CandidateGenerator):
         self._pending: list[int] = []  # how many of the T each row has, the first ones
         self._padding: torch.Tensor | None = None  # [B, pairs] bool, False where the prompt is padded
         groups = self.config.num_attention_heads // self.config.num_key_value_heads
-        self._mask = MaskBuffer(self.dtype, self.device, groups)
+        self._mask = MaskBuffer(self.dtype, self.device, groups, capacity)
         if self.shape.static_tree is not None:
             self._static_parents = torch.tensor(self.shape.static_tree.parents, device=self.device)
             self._static_levels = self.shape.static_tree.as_tensors(self.device)
@@ -199,8 +214,15 @@ class JakiroCandidateGenerator(CandidateGenerator):
         self._features = None
         starts = self._lengths or [0] * len(counts)
         self._lengths = [start + count for start, count in zip(starts, counts, strict=True)]
+        forward = self.draft_model
+        if self._is_static and min(starts) > 0 and features.shape[1] <= self._feed_length:
+            missing = (0, 0, 0, self._feed_length - features.shape[1])
+            features, next_embeddings = (
+                torch.nn.functional.pad(values, missing) for values in (features, next_embeddings)
+            )
+            forward = self._forward
         num_new, start = features.shape[1], min(starts)
-        attention_mask, position_ids, self._cache.columns = None, None, None
+        attention_mask, position_ids = None, None
         if self._padding is not None and start < self._padding.shape[1]:  # a prompt, of which only the last pair waits
             known = self._padding[:, : start + num_new]
             known = torch.nn.functional.pad(known, (0, start + num_new - known.shape[1]), value=True)
@@ -210,11 +232,12 @@ class JakiroCandidateGenerator(CandidateGenerator):
         elif start > 0:
             columns = self._first_columns(starts) + torch.arange(num_new, device=self.device)
             position_ids = columns if self._num_pads is None else columns - self._num_pads
-            if columns.shape[0] > 1:
+            if columns.shape[0] > 1 or self._is_static:
                 self._cache.columns = columns
-            if columns.shape[0] > 1 or num_new <= MaskBuffer.MAX_ROWS:
+                self._cache.end = None if self._is_static else max(starts) + num_new
+            if columns.shape[0] > 1 or self._is_static or num_new <= MaskBuffer.MAX_ROWS:
                 attention_mask = self._mask.causal(starts, num_new, self._padding)
-        output = self.draft_model(
+        output = forward(
             inputs_embeds=next_embeddings,
             hidden_states=features,
             attention_mask=attention_mask,
@@ -225,6 +248,11 @@ class JakiroCandidateGenerator(CandidateGenerator):
         self._cache.columns = None
         self._cache.truncate(max(self._lengths))
         return output
+
+    @property
+    def _feed_length(self) -> int:
+        """Pairs that a step brings at most."""
+        return self.shape.depth + 1
 
     def _first_columns(self, lengths: Sequence[int]) -> torch.LongTensor:
         """The column behind each row's pairs: `[B, 1]`, or `[1, 1]` where it is the same."""
@@ -262,7 +290,7 @@ class JakiroCandidateGenerator(CandidateGenerator):
             ValueError: if the drafter's features are not finite.
         """
         shape = self.shape.as_chain() if chain else self.shape
-        if max_depth is not None:
+        if max_depth is not None and (max_depth < 1 or not self._is_static):
             shape = shape.limited(max_depth)
         if shape.depth < 1:
             return DraftTree.root_only(root)
@@ -284,6 +312,7 @@ class JakiroCandidateGenerator(CandidateGenerator):
             self._noise = self._draw(shape.depth)
         grow = self._grow_dynamic if shape.static_tree is None else self._grow_static
         tree = grow(root.to(self.device), output, shape)
+        self._cache.columns = None
         self._cache.truncate(max(self._lengths))
         return tree
 
@@ -370,7 +399,12 @@ class JakiroCandidateGenerator(CandidateGenerator):
     ) -> JakiroDraftOutput:
         """One forward over a level's frontier `[B, W]`, each node with its parent's feature `[B, W, H]`."""
         cos, sin = self._rotary
-        return self.draft_model(
+        if self._is_static:
+            width = tokens.shape[1]
+            first = max(self._lengths) + block.shape[-1] - width
+            self._cache.columns = torch.arange(first, first + width, device=self.device)[None]
+            self._cache.end = None
+        return self._forward(
             inputs_embeds=self._embed(tokens),
             hidden_states=features,
             attention_mask=self._mask.tree(self._lengths, block, self._padding),
@@ -477,7 +511,9 @@ class MaskBuffer:
 
     MAX_ROWS = 64
 
-    def __init__(self, dtype: torch.dtype, device: torch.device, num_groups: int):
+    def __init__(self, dtype: torch.dtype, device: torch.device, num_groups: int, capacity: int | None = None):
+        self._capacity = capacity  # of a static cache: masks are always as wide, and what is behind the rows hidden
+        self._end = 0  # columns that were ever written
         self._minimum = torch.finfo(dtype).min
         self._dtype, self._device, self._num_groups = dtype, device, num_groups
         self._buffer = torch.zeros((1, 1, self.MAX_ROWS, 0), dtype=dtype, device=device)
@@ -534,9 +570,11 @@ class MaskBuffer:
         size = self._buffer.shape
         batch_size = max(size[0], block.shape[0], 1 if padding is None else padding.shape[0])
         if batch_size != size[0] or rows > size[2] or past + columns > size[3]:
-            width = 64 * (2 * (past + columns) // 64 + 4)  # rows stay aligned for the attention kernels
-            self._buffer = self._buffer.new_zeros((batch_size, 1, max(rows, size[2]), width))
-            self._prefix = 0
+            width = self._capacity or 64 * (
+                2 * (past + columns) // 64 + 4
+            )  # rows stay aligned for the attention kernels
+            self._buffer = self._buffer.new_full((batch_size, 1, max(rows, size[2]), width), self._minimum)
+            self._prefix = self._end = 0
         if past != self._prefix:
             new = slice(min(past, self._prefix), past)
             self._buffer[..., new] = 0
@@ -544,8 +582,12 @@ class MaskBuffer:
                 hidden = ~padding[:, None, None, new]
                 self._buffer[..., new][..., : hidden.shape[-1]].masked_fill_(hidden, self._minimum)
             self._prefix = past
-        mask = self._buffer[:, :, :rows, : past + columns]
-        mask[..., past:].unflatten(2, (self._num_groups, -1)).copy_(block.unsqueeze(2))
+        mask, end = self._buffer[:, :, :rows], past + columns
+        mask[..., past:end].unflatten(2, (self._num_groups, -1)).copy_(block.unsqueeze(2))
+        if self._capacity is None:
+            return mask[..., :end]
+        self._buffer[..., end : self._end] = self._minimum
+        self._end = max(self._end, end)
         return mask
 
 

@@ -13,39 +13,42 @@ class GrowingLayer(DynamicLayer):
     takes several drafter forwards, each of which would otherwise copy the context once.
     """
 
-    def __init__(self, **kwargs):
+    def __init__(self, capacity: int | None = None, **kwargs):
         super().__init__(**kwargs)
+        self.capacity = capacity  # that is taken at once; None: as much as is needed
         self._key_buffer: torch.Tensor | None = None
         self._value_buffer: torch.Tensor | None = None
 
-    def update(
-        self,
-        key_states: torch.Tensor,
-        value_states: torch.Tensor,
-        *args,
-        columns: torch.LongTensor | None = None,
-        **kwargs,
-    ):
-        """
-        Appends T positions. With `columns` (`[B, T]`, none beyond the end) each row's go where it says.
-        """
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        """Appends T positions."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start = self.get_seq_length()
-        end = start + key_states.shape[-2]
+        self.reserve(start + key_states.shape[-2], key_states, value_states)
+        self._key_buffer[..., start : start + key_states.shape[-2], :] = key_states
+        self._value_buffer[..., start : start + key_states.shape[-2], :] = value_states
+        self.truncate(start + key_states.shape[-2])
+        return self.keys, self.values
+
+    def write(self, key_states: torch.Tensor, value_states: torch.Tensor, columns: torch.LongTensor, end: int | None):
+        """
+        Writes T positions where `columns` (`[B, T]` or `[1, T]`) says. Returns all up to `end`; None: the whole
+        buffer, which then does not grow.
+        """
+        if end is not None:
+            self.reserve(end, key_states, value_states)
+        index = columns[:, None, :, None].expand_as(key_states)
+        self._key_buffer.scatter_(2, index, key_states)
+        self._value_buffer.scatter_(2, index, value_states)
+        return self._key_buffer[..., :end, :], self._value_buffer[..., :end, :]
+
+    def reserve(self, end: int, key_states: torch.Tensor, value_states: torch.Tensor):
+        """Makes room up to a position."""
         if self._key_buffer is None or end > self._key_buffer.shape[-2]:
-            capacity = max(256, 2 * end)
+            start = self.get_seq_length()
+            capacity = self.capacity or max(256, 2 * end)
             self._key_buffer = self._grow(self._key_buffer, key_states, start, capacity)
             self._value_buffer = self._grow(self._value_buffer, value_states, start, capacity)
-        if columns is None:
-            self._key_buffer[..., start:end, :] = key_states
-            self._value_buffer[..., start:end, :] = value_states
-        else:
-            index = columns[:, None, :, None].expand_as(key_states)
-            self._key_buffer.scatter_(2, index, key_states)
-            self._value_buffer.scatter_(2, index, value_states)
-        self.truncate(end)
-        return self.keys, self.values
 
     @staticmethod
     def _grow(buffer: torch.Tensor | None, states: torch.Tensor, length: int, capacity: int) -> torch.Tensor:
@@ -71,17 +74,25 @@ class DraftCache(Cache):
     """
     Key/value cache of a drafter with [`GrowingLayer`]s.
 
+    Args:
+        capacity (`int`, *optional*): positions, of a cache that never moves and is read as a whole, so that compiled
+            forwards fit again.
+
     Attributes:
-        columns (`torch.LongTensor` of shape `(B, T)`, *optional*): where the next forward writes each row's T
-            positions; None appends them.
+        columns (`torch.LongTensor` of shape `(B, T)` or `(1, T)`, *optional*): where the next forward writes the T
+            positions of each row; None appends them.
+        end (`int`, *optional*): how many positions a forward with `columns` reads; None: all there are.
     """
 
-    def __init__(self, num_hidden_layers: int):
-        super().__init__(layers=[GrowingLayer() for _ in range(num_hidden_layers)])
+    def __init__(self, num_hidden_layers: int, capacity: int | None = None):
+        super().__init__(layers=[GrowingLayer(capacity) for _ in range(num_hidden_layers)])
         self.columns: torch.LongTensor | None = None
+        self.end: int | None = None
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args, **kwargs):
-        return self.layers[layer_idx].update(key_states, value_states, columns=self.columns)
+        if self.columns is None:
+            return self.layers[layer_idx].update(key_states, value_states)
+        return self.layers[layer_idx].write(key_states, value_states, self.columns, self.end)
 
     def truncate(self, length: int):
         """Keeps the first `length` positions of every layer."""

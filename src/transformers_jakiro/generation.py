@@ -163,11 +163,13 @@ def jakiro_decode(
     shape_for = partial(
         TreeShape.from_config, assistant_model.config, num_assistant_tokens, temperature if coupling is None else 0.0
     )
-    shape = shape_for(batch_size)
-    drafter = JakiroCandidateGenerator(assistant_model, target, shape, coupling=coupling)
+    shape, static = shape_for(batch_size), {}
     if _compat.is_static(cache):
         cache = _compat.fit_static_cache(model, cache, generation_config.max_length + shape.num_draft_tokens)
         model_kwargs["past_key_values"] = cache
+        compile_config = _compat.compile_config_of(model, model_kwargs, generation_config)
+        static = {"capacity": _compat.static_capacity(cache), "compile_config": compile_config}
+    drafter = JakiroCandidateGenerator(assistant_model, target, shape, coupling=coupling, **static)
     batch = _Batch(input_ids, generation_config, logits_processor, stopping_criteria, noise)
     outputs = _prefill(target, drafter, input_ids, generation_config, model_kwargs)
     schedule = AdaptiveSchedule() if _compat.wants_adaptive_trees(generation_config) else None
@@ -346,7 +348,10 @@ class _TreeForward:
         self._is_static = _compat.is_static(cache)
         # with a static cache forwards have few shapes: trees are filled up to one of these numbers of nodes
         self._sizes = static_sizes if self._is_static else ()
-        self._forward = _compat.compiled_forward(model, model_kwargs, generation_config) if self._is_static else model
+        self._forward = model
+        if self._is_static:
+            compile_config = _compat.compile_config_of(model, model_kwargs, generation_config)
+            self._forward = model if compile_config is None else _compat.compiled_call(model, compile_config)
         self._lengths = [int(prompt_length)] * batch_size  # cached tokens of each row
         self._is_batch = batch_size > 1  # when it began
         reason = _compat.check_cache(cache) or why_no_trees(model)
@@ -505,7 +510,7 @@ class _Row:
         for step, node in enumerate(visited):
             if self.hidden_states is not None:
                 self.hidden_states += (
-                    tuple(states[row : row + 1, node : node + 1] for states in outputs.hidden_states),
+                    tuple(states[row : row + 1, node : node + 1].clone() for states in outputs.hidden_states),
                 )
             if self.attentions is not None:
                 path = visited[: step + 1]
