@@ -32,7 +32,7 @@ from transformers_jakiro.tune import Shape
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = ("target", "deepened")
-METHODS = ("plain", "static", "jakiro", "published", "adaptive", "chain", "prompt_lookup")
+METHODS = ("plain", "static", "jakiro", "jakiro_static", "published", "adaptive", "chain", "prompt_lookup")
 OURS = ("plain", "jakiro", "published")  # between which the headline compares
 TUNE_TOKENS = 48  # at most, per prompt
 MOST_BYTES = 300_000  # of a JSON file; beyond that the single answers are left out

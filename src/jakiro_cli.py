@@ -22,6 +22,7 @@ BENCH_METHODS = (
     "plain",
     "static",
     "jakiro",
+    "jakiro_static",
     "published",
     "adaptive",
     "chain",

@@ -237,7 +237,7 @@ def test_choosing_methods(pair):
     assert names() == CHEAP
     assert names(control=draft, assistant=target, early_exit=2) == [*CHEAP, "eagle2", "assistant", "early_exit"]
     assert names(["jakiro"], num_assistant_tokens=[4, 8]) == ["plain", "jakiro-4", "jakiro-8"]
-    assert names(["static", "plain"]) == ["plain", "static"]
+    assert names(["static", "plain", "jakiro_static"]) == ["plain", "static", "jakiro_static"]
     (eagle2,) = [method for method in make_methods(target, draft, ["eagle2"], control=draft) if method.draft]
     assert "num_assistant_tokens" not in eagle2.options
     shape = {name: getattr(draft.config, name) for name in (*benchmark.PUBLISHED, "batch_trees")}

@@ -58,8 +58,7 @@ _CALLED = {"_prefill": ("self", "input_ids", "generation_config", "model_kwargs"
 _ORIGINAL = "_transformers_jakiro_original"
 _LOOPS = "_transformers_jakiro_loops"
 _EXPLICIT = "_explicit_num_assistant_tokens"
-# of models: what compiled forwards were made, and for which capacity
-_COMPILED, _CAPACITY = "_transformers_jakiro_compiled", "_transformers_jakiro_capacity"
+_COMPILED = "_transformers_jakiro_compiled"  # of models: the forward that was compiled, and how
 
 
 class IncompatibleTransformersError(RuntimeError):
@@ -394,15 +393,16 @@ def static_capacity(cache: Cache) -> int:
     return min(layer.max_cache_len for layer in cache.layers if isinstance(layer, _STATIC_LAYERS))
 
 
-def fit_static_cache(model: PreTrainedModel, cache: Cache, num_tokens: int) -> Cache:
+def fit_static_cache(model: PreTrainedModel, cache: Cache, max_length: int, num_draft_tokens: int) -> Cache:
     """
-    A static cache for so many tokens, with those of a drafted tree. The one that `generate` has made has no room for
-    these; its layers with a sliding window forget what a rejected token needs again: ours hold all. The capacity is
-    that of the longest generation of this model so far, so that compiled forwards fit again.
+    A static cache for the text and a drafted tree. The one that `generate` has made has no room for the tree; its
+    layers with a sliding window forget what a rejected token needs again: ours hold all. As its capacity is that of
+    the longest generation of this model so far, ours stays the same too, and compiled forwards fit again.
 
     Raises:
         ValueError: if the cache is the caller's and has too little room.
     """
+    num_tokens = max_length + num_draft_tokens
     if is_user_defined(cache):
         capacity = static_capacity(cache)
         if capacity < num_tokens:
@@ -413,9 +413,8 @@ def fit_static_cache(model: PreTrainedModel, cache: Cache, num_tokens: int) -> C
                 "`cache_implementation='static'` to have one made."
             )
         return cache
-    capacity = -(-num_tokens // 64) * 64
-    capacity = max(capacity, getattr(model, _CAPACITY, 0))
-    setattr(model, _CAPACITY, capacity)
+    made = max(layer.max_cache_len for layer in cache.layers if isinstance(layer, _STATIC_LAYERS))
+    capacity = -(-(max(max_length, made + 1) + num_draft_tokens) // 64) * 64
     cache = StaticCache(model.config.get_text_config(decoder=True), max_cache_len=capacity)
     cache.layers = [
         StaticLayer(capacity) if type(layer) is StaticSlidingWindowLayer else layer for layer in cache.layers

@@ -60,6 +60,7 @@ METHODS = {
     "plain": "plain `generate`",
     "static": "plain `generate` with a static cache and `torch.compile`",
     "jakiro": "trees of the drafter",
+    "jakiro_static": "trees of the drafter, with a static cache and `torch.compile`",
     "published": "trees of the same drafter, in the published shape (7 levels, 10 wide)",
     "adaptive": "trees of the drafter, sized while generating",
     "chain": "chains of the same drafter",
@@ -175,6 +176,7 @@ def make_methods(
             raise ValueError(f"The method `{name}` needs `{options[name]}`. Give it, or leave the method out.")
     sizes = list(dict.fromkeys(num_assistant_tokens))
     head = target.get_output_embeddings()
+    compiled = {"cache_implementation": "static", "compile_config": _compat.compile_everywhere()}
 
     def drafted(name: str, drafter: PreTrainedModel, nodes: int | None, **tree: Any) -> Method:
         kwargs: dict[str, Any] = {"assistant_model": drafter}
@@ -189,8 +191,10 @@ def make_methods(
         if name == "plain":
             methods.append(Method(name, text, {}, modules={"target": target}))
         elif name == "static":
-            compiled = {"cache_implementation": "static", "compile_config": _compat.compile_everywhere()}
             methods.append(Method(name, text, compiled))
+        elif name == "jakiro_static":
+            method = drafted(name, draft, sizes[0] if sizes else None)
+            methods.append(replace(method, options={**method.options, **compiled}, modules=None))
         elif name in ("jakiro", "eagle2"):
             drafter, tree = draft, {}
             if name == "eagle2":

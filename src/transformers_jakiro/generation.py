@@ -165,7 +165,7 @@ def jakiro_decode(
     )
     shape, static = shape_for(batch_size), {}
     if _compat.is_static(cache):
-        cache = _compat.fit_static_cache(model, cache, generation_config.max_length + shape.num_draft_tokens)
+        cache = _compat.fit_static_cache(model, cache, generation_config.max_length, shape.num_draft_tokens)
         model_kwargs["past_key_values"] = cache
         compile_config = _compat.compile_config_of(model, model_kwargs, generation_config)
         static = {"capacity": _compat.static_capacity(cache), "compile_config": compile_config}
