@@ -62,7 +62,8 @@ def test_unrolled_steps_are_what_drafting_computes(pair, packed, attention):
         for place in range(length - num_steps):
             generator = JakiroCandidateGenerator(draft, target)
             generator.observe(features[:, : place + 1], embeddings[:, : place + 1])
-            output = generator._feed(embeddings[:, 1 : place + 2])
+            generator._set_last(embeddings[:, place + 1 : place + 2])
+            output = generator._feed()
             for step in range(1, num_steps + 1):
                 got = outputs[step - 1].last_hidden_state[row, offset + place + step - 1]
                 expected = output.last_hidden_state[0, -1]
