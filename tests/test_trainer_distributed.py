@@ -1,46 +1,22 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from training_run import run
+from two_processes import launch
 
 SCRIPT = Path(__file__).with_name("training_run.py")
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
 
 
-def launch(values: dict, tmp_path: Path, **variables: str) -> dict:
-    """Runs [`training_run`] in two processes, with the environment that a launcher gives them."""
-    (tmp_path / "values.json").write_text(json.dumps(values))
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, SCRIPT, tmp_path / "values.json"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **common, **variables, "RANK": rank, "LOCAL_RANK": rank},
-        )
-        for rank in ("0", "1")
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=300)
-            assert process.returncode == 0, errors[-4000:]
-    finally:
-        for process in processes:
-            process.kill()
+def launch_training(values: dict, tmp_path: Path, **variables: str) -> dict:
+    """Runs [`training_run`] in two processes."""
+    launch(SCRIPT, values, tmp_path, **variables)
     return json.loads((Path(values["output_dir"]) / "results.json").read_text())
 
 
@@ -62,7 +38,7 @@ def test_two_processes_equal_one(tmp_path):
     generating = {"eval_generate_prompts": 4, "eval_generate_tokens": 8}
     one, metrics = run(tmp_path / "one", {**arguments, **generating, "per_device_train_batch_size": 2}, **values)
     two = {**arguments, **generating, "per_device_train_batch_size": 1, "ddp_backend": "gloo"}
-    results = launch({**values, "output_dir": str(tmp_path / "two"), "arguments": two}, tmp_path)
+    results = launch_training({**values, "output_dir": str(tmp_path / "two"), "arguments": two}, tmp_path)
 
     weights = load_file(tmp_path / "two" / "model.safetensors")
     assert weights.keys() == one.model.state_dict().keys()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     Cache,
     CompileConfig,
@@ -306,6 +307,16 @@ def row_processors(processors: LogitsProcessorList, row: int, batch_size: int) -
 def is_stateful(model: PreTrainedModel) -> bool:
     """Whether the model carries a recurrent state that cannot be rolled back."""
     return bool(getattr(model, "_is_stateful", False))
+
+
+def execution_device(module: nn.Module) -> torch.device:
+    """Where a module computes. Offloaded weights are elsewhere until then."""
+    hook = getattr(module, "_hf_hook", None)  # of accelerate, where the model is dispatched to devices
+    for part in getattr(hook, "hooks", (hook,)):
+        device = getattr(part, "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return module.weight.device
 
 
 # -- adapters --------------------------------------------------------------------------------------------------------

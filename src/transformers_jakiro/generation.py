@@ -376,7 +376,7 @@ class _TreeForward:
         if padding is not None:
             padding = torch.nn.functional.pad(padding, (0, int(prompt_length) - padding.shape[1]), value=1)
         self._padding = padding
-        self._device = model.get_input_embeddings().weight.device
+        self._device = _compat.execution_device(model.get_input_embeddings())
         capacity = _compat.static_capacity(cache) if self._is_static else None
         self._mask = None if self.chain_only else TreeAttentionMask(model, padding, self._device, capacity)
         positions = model_kwargs.get("position_ids")

@@ -25,7 +25,7 @@ _COLOURS = {
     "plain": "#6e7781",
     "static": "#1b7c83",
     "jakiro": "#0969da",
-    "jakiro_static": "#0550ae",
+    "jakiro_static": "#cf222e",
     "published": "#0a3069",
     "adaptive": "#80ccff",
     "chain": "#2da44e",

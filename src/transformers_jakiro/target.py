@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ._compat import LAST_HIDDEN
+from ._compat import LAST_HIDDEN, execution_device
 from .configuration_jakiro import JakiroDraftConfig
 
 
@@ -82,7 +82,7 @@ class Target:
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Embeddings `E(x)` as the target's decoder receives them, or the drafter's own: `[...]` → `[..., H]`."""
-        return self.embeddings(token_ids.to(self.embeddings.weight.device))
+        return self.embeddings(token_ids.to(execution_device(self.embeddings)))
 
     @torch.no_grad()
     def features(
@@ -130,7 +130,7 @@ class Target:
         """The target's logits of features, with its scale and soft cap: `[..., H]` → `[..., V]`."""
         weight = self.output_layer.weight
         if weight.is_floating_point():  # quantized heads take what they are given
-            features = features.to(device=weight.device, dtype=weight.dtype)
+            features = features.to(device=execution_device(self.output_layer), dtype=weight.dtype)
         return self._scaled(self.output_layer(features))
 
     def draft_head(self, token_ids: torch.LongTensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -178,11 +178,12 @@ class DraftHead:
     def __init__(self, target: Target, token_ids: torch.LongTensor):
         layer = target.output_layer
         self._target = target
-        self._token_ids = token_ids.to(layer.weight.device)
+        self._token_ids = token_ids.to(execution_device(layer))
         self._weight: torch.Tensor | None = None
         self._bias: torch.Tensor | None = None
         # subclasses of either one compute something else, or hold something else than rows of numbers
-        if type(layer) is nn.Linear and type(layer.weight) is nn.Parameter:
+        # nor are rows of an offloaded one at hand
+        if type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and not layer.weight.is_meta:
             self._weight = layer.weight.detach()[self._token_ids]
             self._bias = None if layer.bias is None else layer.bias.detach()[self._token_ids]
 
