@@ -100,12 +100,12 @@ def tiny_chat_card() -> ModelCard:
         num_parameters=draft.num_parameters(),
         results=[read_results(HERE / "results" / "tiny-chat-44m-jakiro.json")],
         training={
-            "data": "2.9M tokens: two epochs over 1.45M tokens of chat, grade-school math and code, about a fifth of "
-            "them the target's own greedy answers; all tokens count, prompts too. Answers of public models to public "
-            "prompts that are for research use only: so is this drafter",
-            "steps": "2,860 of 2 packed rows of 512 tokens",
+            "data": "chat, grade-school math and code; all tokens count, prompts too. First 2.9M tokens, two epochs "
+            "over 1.45M, about a fifth of them the target's own greedy answers; then 1.3M further ones. Answers of "
+            "public models to public prompts that are for research use only: so is this drafter",
+            "steps": "2,860, then 1,300, of 2 packed rows of 512 tokens",
             "changed_arguments": RECIPE,
-            "script": "`examples/configs/tiny_chat.yaml` of the package",
+            "script": "`examples/configs/tiny_chat.yaml` of the package, which names what differs in the second run",
         },
         license="other",
     )
