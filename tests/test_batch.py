@@ -299,6 +299,10 @@ def test_streamers():
     assert ours.ended == 1
     with pytest.raises(ValueError, match="batch size 1"):
         target.generate(**kwargs, streamer=TextStreamer(None), assistant_model=make_drafter(target))
+    stepwise = Tokens()
+    stepwise.put_step = lambda tokens, tree, visited: None
+    with pytest.raises(ValueError, match=r"`put_step` takes one sequence, got a batch of 3"):
+        target.generate(**kwargs, streamer=stepwise, assistant_model=make_drafter(target))
 
 
 def test_a_cache_of_the_callers():

@@ -512,6 +512,7 @@ def keep_rows(
         nodes (`[B, k]`): indices among them of those to keep, increasing; what a row has less than k is arbitrary.
         lengths, new_lengths (`B` integers): tokens of each row before the forward, and with those it keeps.
     """
+    columns = torch.tensor(lengths, device=nodes.device)[:, None] + torch.arange(nodes.shape[1], device=nodes.device)
     for layer in cache.layers:
         if type(layer) not in (DynamicLayer, _RaggedSlidingLayer, *_STATIC_LAYERS) or not layer.is_initialized:
             continue  # layers that share another layer's states
@@ -522,10 +523,9 @@ def keep_rows(
         if isinstance(layer, _RaggedSlidingLayer):
             layer.cumulative_length = max(new_lengths)
             start = max(0, min(new_lengths) - layer.sliding_window + 1 - first)
-        nodes = nodes.to(layer.keys.device)
+        nodes, columns = nodes.to(layer.keys.device), columns.to(layer.keys.device)
         source = (nodes + (size - num_nodes))[:, None, :, None]
-        target = torch.tensor(lengths, device=nodes.device)[:, None] - first
-        target = (target + torch.arange(nodes.shape[1], device=nodes.device))[:, None, :, None]
+        target = (columns - first)[:, None, :, None]
         for name in ("keys", "values"):
             states = getattr(layer, name)
             shape = (-1, states.shape[1], -1, states.shape[3])

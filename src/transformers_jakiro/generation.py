@@ -171,6 +171,7 @@ def jakiro_decode(
         static = {"capacity": _compat.static_capacity(cache), "compile_config": compile_config}
     drafter = JakiroCandidateGenerator(assistant_model, target, shape, coupling=coupling, **static)
     batch = _Batch(input_ids, generation_config, logits_processor, stopping_criteria, noise)
+    put_step = _step_putter(streamer, batch)
     outputs = _prefill(target, drafter, input_ids, generation_config, model_kwargs)
     schedule = AdaptiveSchedule() if _compat.wants_adaptive_trees(generation_config) else None
     largest = shape.num_draft_tokens + 1
@@ -178,7 +179,6 @@ def jakiro_decode(
     forward = _TreeForward(
         target, cache, generation_config, model_kwargs, batch_size, cache.get_seq_length(), static_sizes=sizes
     )
-    put_step = _step_putter(streamer, batch)
     put_step(batch.start(outputs), None, [[]])
     del outputs
     # who gets to see the cache gets all rows in it, and a static one keeps its shape
