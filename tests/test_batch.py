@@ -20,6 +20,7 @@ from transformers.generation.streamers import BaseStreamer
 from transformers_jakiro import JakiroCandidateGenerator, coupling, generation
 from transformers_jakiro.coupling import BatchCoupling
 from transformers_jakiro.tree import DraftTree
+from transformers_jakiro.tree_forward import TreeForward
 
 LENGTHS = (3, 11, 6, 1)
 
@@ -143,13 +144,13 @@ def test_rows_end_at_different_times(returns):
     plain = target.generate(**inputs, max_new_tokens=30, do_sample=False)[:, 7:]
     ends = [plain[1, 3].item(), plain[3, 11].item(), plain[4, 20].item()]
     sizes = []
-    forward = generation._TreeForward.run
+    forward = TreeForward.run
 
     def run(self, tree):
         sizes.append(tree.tokens.shape[0])
         return forward(self, tree)
 
-    with mock.patch.object(generation._TreeForward, "run", run):
+    with mock.patch.object(TreeForward, "run", run):
         draft = make_drafter(target)
         target.generate(
             **inputs,
@@ -395,6 +396,7 @@ def test_targets_that_verify_chains_only():
     target = make_target()
     with (
         mock.patch.object(generation, "why_no_trees", return_value="its attention is another"),
+        mock.patch.object(target, "forward", side_effect=AssertionError("the prompt was read")),
         pytest.raises(NotImplementedError, match=r"In a batch, .* but its attention is another\. Pass one prompt"),
     ):
         target.generate(**make_batch(), max_new_tokens=4, assistant_model=make_drafter(target))
