@@ -16,6 +16,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from . import _compat
 from .coupling import WARPERS, BatchCoupling, SamplingCoupling
+from .device import reads_wait
 from .tree import DraftTree
 from .verification import walk_trees
 
@@ -72,10 +73,11 @@ class Batch:
         self._pads = batch_size == 1 or _compat.pads_ended_rows(stopping_criteria)
         # processors that look at a row's logits alone take the rows together
         self._together = all(type(processor) in (TemperatureLogitsWarper, *WARPERS) for processor in logits_processor)
-        # nothing but an argmax per node: all nodes at once
-        self._plain_argmax = (
-            not generation_config.do_sample
-            and len(logits_processor) == 0
+        # where reading a tensor takes waiting: the choices at all nodes at once, read together with the tree
+        self._at_once = (
+            reads_wait(self._device)
+            and self._together
+            and (self._draws is not None or not generation_config.do_sample)
             and self.rows[0].scores is None
             and self.rows[0].logits is None
         )
@@ -120,11 +122,10 @@ class Batch:
     def walk(self, tree: DraftTree, outputs: Any) -> tuple[list[list[int]], list[list[int]]]:
         """Walks the trees with the target's choices. Returns each row's visited nodes and emitted tokens."""
         logits = outputs.logits[:, : tree.num_nodes]
-        if self._plain_argmax and logits.device.type != "cpu":
-            # all nodes at once, for the only synchronisation of a step (adaptive trees take another)
-            choices = logits.argmax(dim=-1)
+        if self._at_once:
+            choices = self._choices(tree, logits)
             host = torch.stack((tree.tokens.to(choices.device), tree.parents.to(choices.device), choices))
-            tokens, parents, chosen = host.tolist()
+            tokens, parents, chosen = host.tolist()  # the only wait of a step (adaptive trees take another)
 
             def choose(rows: list[int], nodes: list[int]) -> list[int]:
                 return [chosen[row][node] for row, node in zip(rows, nodes, strict=True)]
@@ -145,8 +146,21 @@ class Batch:
             first_node = longest - 1 if is_static else -tree.num_nodes
             self.rows[row].record(outputs, row, visited[row], first_node, num_behind[row])
             self.num_drafted_tokens += tree.num_nodes - 1
+            if self._at_once and self._draws is not None:
+                self._draws.advance(self.rows[row].index, len(emitted[row]))
         self._finish_rows()
         return visited, emitted
+
+    def _choices(self, tree: DraftTree, logits: torch.Tensor) -> torch.LongTensor:
+        """The next token at each node `[B, n]`, from logits `[B, n, V]`: what `_choose` gives on the way there."""
+        if len(self._processor) > 0 or self._config.do_sample:
+            scores = self._processor(None, logits.flatten(0, 1).to(self._device, torch.float32))
+            logits = scores.view_as(logits)
+        if not self._config.do_sample:
+            return logits.argmax(dim=-1)
+        numbers = self._draws.numbers(tree.max_depth + 1)  # [B, L, V]
+        depths = tree.depths.to(self._device)[..., None]
+        return (logits.softmax(dim=-1) / numbers.gather(1, depths.expand_as(logits))).argmax(dim=-1)
 
     def _choose(self, rows: list[int], logits: torch.Tensor) -> list[int]:
         """The next tokens of some rows from the logits `[R, V]` at their last ones, as plain generation chooses."""

@@ -28,6 +28,7 @@ from .batch import Batch, JakiroGenerateOutput
 from .candidate_generator import JakiroCandidateGenerator, TreeShape
 from .configuration_jakiro import JakiroDraftConfig
 from .coupling import BatchCoupling, SamplingCoupling, can_couple
+from .device import reads_wait
 from .target import Target
 from .tree import DraftTree
 from .tree_attention import why_no_trees
@@ -133,7 +134,8 @@ def jakiro_decode(
     temperature = (generation_config.temperature or 1.0) if generation_config.do_sample else 0.0
     noise: SamplingCoupling | None = None  # what the target's draws come from, if that can be known
     if temperature > 0 and can_couple(device):
-        kind = SamplingCoupling if batch_size == 1 else partial(BatchCoupling, batch_size)
+        takes_turns = batch_size == 1 and not reads_wait(device)
+        kind = SamplingCoupling if takes_turns else partial(BatchCoupling, batch_size)
         noise = kind(temperature, logits_processor, target.config.vocab_size, device)
     coupling = noise if assistant_model.config.couple_sampling else None
     shape_for = partial(
@@ -170,10 +172,9 @@ def jakiro_decode(
         unfinished = batch.unfinished
         if may_drop_rows and len(unfinished) < len(batch.rows):
             batch.select(unfinished)
-            kept = torch.tensor(unfinished, device=device)
-            drafter.select(kept)
+            drafter.select(unfinished)
             drafter.shape = shape_for(len(unfinished))
-            forward.select(kept)
+            forward.select(unfinished)
         max_depth = batch.tokens_left - 1 if schedule is None or schedule.wants_tree() else 0
         tree = drafter.propose(batch.last_tokens, max_depth=max_depth, chain=chain_only)
         if schedule is not None:

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import Cache, GenerationConfig
 
 from . import _compat
+from .device import send
 from .target import Target
 from .tree import DraftTree
 from .tree_attention import TreeAttentionMask
@@ -81,7 +82,7 @@ class TreeForward:
         if self._position_offset is not None:
             first = self._position_offset + longest
             if shortest < longest:
-                first = first - longest + torch.tensor(self._lengths, device=self._device)[:, None]
+                first = first - longest + send(self._lengths, self._device)[:, None]
             kwargs["position_ids"] = tree.depths.to(self._device) + first
         if self._mask is not None:
             kwargs["attention_mask"] = self._mask.build(tree, self._cache, self._lengths)
@@ -96,8 +97,7 @@ class TreeForward:
         row has less than k is 0.
         """
         longest = max(map(len, visited))
-        nodes = torch.tensor([path + [0] * (longest - len(path)) for path in visited], dtype=torch.long)
-        nodes = nodes.to(self._device)
+        nodes = send([path + [0] * (longest - len(path)) for path in visited], self._device)
         lengths = self._lengths
         self._lengths = [length + len(path) for length, path in zip(lengths, visited, strict=True)]
         if self._chain_only:
@@ -109,10 +109,10 @@ class TreeForward:
             _compat.keep_rows(self._cache, self._num_nodes, nodes, lengths, self._lengths)
         return nodes
 
-    def select(self, rows: torch.LongTensor) -> None:
+    def select(self, kept: Sequence[int]) -> None:
         """Goes on with these rows of the batch."""
-        longest = max(self._lengths)
-        self._lengths = [self._lengths[row] for row in rows.tolist()]
+        rows, longest = send(kept, self._device), max(self._lengths)
+        self._lengths = [self._lengths[row] for row in kept]
         _compat.select_rows(self._cache, rows, longest - max(self._lengths))
         self._mask.select(rows)
         if self._position_offset is not None and self._position_offset.shape[-2] > 1:
