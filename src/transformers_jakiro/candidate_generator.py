@@ -66,8 +66,11 @@ class TreeShape:
             top_k = width = 1 + max(rank for level in static_tree.levels for _, rank in level)
         else:
             fields = config.tree_fields(batch_size)
-            static_tree, depth, top_k = None, fields["tree_depth"], fields["tree_top_k"]
-            width, num_draft_tokens = fields["tree_width"], num_draft_tokens or fields["num_draft_tokens"]
+            num_draft_tokens = num_draft_tokens or fields["num_draft_tokens"]
+            # what a tree of so many nodes can hold: a chain at most, a level of leaves at most
+            static_tree, depth = None, min(fields["tree_depth"], num_draft_tokens)
+            top_k = min(fields["tree_top_k"], num_draft_tokens)
+            width = min(fields["tree_width"], max(1, num_draft_tokens - 1))
         two_levels = config.head_mode == "contrastive" and depth >= 2
         temperature = config.tree_temperature or max(sampling_temperature, _LEAST_TREE_TEMPERATURE)
         return cls(depth, top_k, width, num_draft_tokens, two_levels, static_tree, temperature)
@@ -82,6 +85,12 @@ class TreeShape:
         if self.depth <= max_depth:
             return self
         return replace(self, depth=max_depth, two_levels=False)
+
+    def with_depth(self, depth: int) -> "TreeShape":
+        """At most `depth` levels, of which the last one comes from the same branch as in the whole tree."""
+        if self.depth <= depth or self.static_tree is not None:
+            return self
+        return replace(self, depth=depth, two_levels=self.two_levels and depth >= 2)
 
 
 class JakiroCandidateGenerator(CandidateGenerator):

@@ -151,7 +151,10 @@ def jakiro_decode(
     batch = Batch(input_ids, generation_config, logits_processor, stopping_criteria, noise)
     put_step = _step_putter(streamer, batch)
     outputs = _prefill(target, drafter, input_ids, generation_config, model_kwargs)
-    schedule = AdaptiveSchedule() if _compat.wants_adaptive_trees(generation_config) else None
+    schedule = None
+    if _compat.wants_adaptive_trees(generation_config):
+        whole = shape_for(1)
+        schedule = AdaptiveSchedule(whole.depth, whole.two_levels)
     largest = shape.num_draft_tokens + 1
     sizes = (largest,) if schedule is None else (1, -(-largest // 4), -(-largest // 2), largest)
     forward = TreeForward(
@@ -173,9 +176,12 @@ def jakiro_decode(
         if may_drop_rows and len(unfinished) < len(batch.rows):
             batch.select(unfinished)
             drafter.select(unfinished)
-            drafter.shape = shape_for(len(unfinished))
+            drafter.shape = shape = shape_for(len(unfinished))
             forward.select(unfinished)
-        max_depth = batch.tokens_left - 1 if schedule is None or schedule.wants_tree() else 0
+        max_depth = batch.tokens_left - 1
+        if schedule is not None:
+            max_depth = max_depth if schedule.wants_tree() else 0
+            drafter.shape = shape if static else shape.with_depth(schedule.depth)
         tree = drafter.propose(batch.last_tokens, max_depth=max_depth, chain=chain_only)
         if schedule is not None:
             tree = schedule.resize(tree)

@@ -240,7 +240,15 @@ def whole_tree(config: JakiroDraftConfig, depth: int, width: int, sampling_tempe
     """The shape of trees with all of their candidates."""
     shape = TreeShape.from_config(config, sampling_temperature=sampling_temperature)
     all_nodes = TOP_K * (1 + (depth - 1) * width)
-    return replace(shape, depth=depth, width=width, top_k=TOP_K, num_draft_tokens=all_nodes, static_tree=None)
+    return replace(
+        shape,
+        depth=depth,
+        width=width,
+        top_k=TOP_K,
+        num_draft_tokens=all_nodes,
+        two_levels=config.head_mode == "contrastive" and depth >= 2,
+        static_tree=None,
+    )
 
 
 def path_ranks(tree: DraftTree, following: Sequence[int]) -> list[int]:
