@@ -55,13 +55,21 @@ OPTIONS = {
     "`synced_gpus`": ["test_generate.py::test_a_finished_process_keeps_giving_forwards_to_the_others"],
 }
 PROCESSORS = "test_generate.py::test_logits_processors"
-CHAINS = ["test_generate.py::test_attention_that_counts_keys_gets_chains"]
+SAMPLING = "test_sampling.py::test_same_seed_same_tokens"
+CHAINS = "test_generate.py::test_attention_that_counts_keys_gets_chains"
 CACHES = "test_hook.py::test_kinds_of_caches"
+# Kinds of drafters: a test, and the parameter that tells them apart.
 DRAFTERS = {
-    "Jakiro, Jakiro\\* and EAGLE-1/2, and their trees": "test_losslessness.py::test_kinds_of_drafters_and_trees",
-    "EAGLE-3 checkpoints": "test_eagle3.py::test_generation_is_lossless",
-    "drafters that read further layers": "test_feature_layers.py::test_generation_is_lossless",
-    "part of the vocabulary": "test_draft_vocabulary.py::test_lossless",
+    "Jakiro, Jakiro\\* and EAGLE-1/2, and their trees": (
+        "test_losslessness.py::test_kinds_of_drafters_and_trees",
+        "name",
+    ),
+    "EAGLE-3 checkpoints": ("test_eagle3.py::test_generation_is_lossless", "name"),
+    "drafters of a part of the vocabulary": ("test_draft_vocabulary.py::test_lossless", "kind"),
+    "drafters that read further layers, by target": (
+        "test_feature_layers.py::test_generation_is_lossless",
+        "architecture",
+    ),
 }
 
 
@@ -87,9 +95,8 @@ def collect(tests: Sequence[str]) -> Collected:
     collected = Collected()
     files = sorted({str(ROOT / "tests" / test.partition("::")[0]) for test in tests})
     with contextlib.redirect_stdout(io.StringIO()) as said:
-        code = pytest.main(
-            ["--collect-only", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), *files], [collected]
-        )
+        options = ["--collect-only", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
+        code = pytest.main([*options, *files], [collected])
     if code != 0:
         sys.exit(f"pytest could not collect the tests:\n{said.getvalue()}")
     missing = sorted(set(tests) - collected.cases.keys())
@@ -100,8 +107,8 @@ def collect(tests: Sequence[str]) -> Collected:
 
 def page() -> str:
     """The page's text."""
-    tests = [test for group in (*COLUMNS.values(), *OPTIONS.values(), CHAINS) for test in group]
-    collected = collect([*tests, PROCESSORS, CACHES, *DRAFTERS.values()])
+    tests = [test for group in (*COLUMNS.values(), *OPTIONS.values()) for test in group]
+    collected = collect([*tests, PROCESSORS, SAMPLING, CHAINS, CACHES, *(test for test, _ in DRAFTERS.values())])
     from targets import ARCHITECTURES, CASES, SLIDING  # of the tests, which pytest has made importable
 
     names = {name: f"`{class_name.removesuffix('Config')}`" for name, (class_name, _) in ARCHITECTURES.items()}
@@ -113,10 +120,10 @@ def page() -> str:
 
     parts = [
         "# Supported models and features",
-        "Written by `docs/supported_models.py` from the parameters of the tests. Each test builds small random targets "
-        "of an architecture and asserts that the drafter changes nothing: the tokens are those of plain `generate`, "
-        "once with a random drafter and once with one that knows the text, so that long paths are accepted. In float32: "
-        "[half precision](faq.md#is-the-output-really-the-same) has ties.",
+        "Written by `docs/supported_models.py` from the parameters of the tests. Each test builds small random "
+        "targets of an architecture and asserts that the drafter changes nothing: the tokens are those of plain "
+        "`generate`, once with a random drafter and once with one that knows the text, so that long paths are "
+        "accepted. This is float32: [half precision](faq.md#is-the-output-really-the-same) has ties.",
         "## Targets",
         "Names are those of the classes: `Llama` for `LlamaForCausalLM`. Models that share the class are the same "
         "target.",
@@ -137,7 +144,7 @@ def page() -> str:
         "(no recurrent state), and its head is a matrix with a known scale or soft cap. What does not fit is "
         "refused with the reason, before anything is generated.\n"
         "- **Chains instead of trees**, with a warning that says why: attention that takes no mask (flash attention, "
-        f"for one), layers with chunked attention (Llama 4), and {listed(collected.values(CHAINS[0], 'name'))}, whose "
+        f"for one), layers with chunked attention (Llama 4), and {listed(collected.values(CHAINS, 'name'))}, whose "
         "attention counts keys in memory. Chains are for one sequence and dynamic caches.\n"
         "- **Refused**: recurrent states (Mamba and the like), encoder-decoder models, beam search, and caches of the "
         f"kinds {listed(collected.values(CACHES, 'name'))}.",
@@ -150,22 +157,15 @@ def page() -> str:
     parts.append(table(["option", "tested with", "cases"], rows, right=[2]))
     parts += [
         "Options do not depend on the architecture, so most are tested with a few. Logits processors, greedy and "
-        f"sampling: {listed(collected.values(PROCESSORS, 'name'))}; temperature, top-k, top-p, min-p and typical-p with the "
-        "sampling tests.",
+        f"sampling: {listed(collected.values(PROCESSORS, 'name'))}. Sampling settings: "
+        f"{listed(collected.values(SAMPLING, 'name'))}.",
         "## Drafters",
         table(
             ["kind", "cases"],
-            [[title, listed(collected.values(test, drafter_parameter(test)))] for title, test in DRAFTERS.items()],
+            [[title, listed(collected.values(*where))] for title, where in DRAFTERS.items()],
         ),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def drafter_parameter(test: str) -> str:
-    """The parameter that tells a test's drafters apart."""
-    return {"test_feature_layers.py": "architecture", "test_draft_vocabulary.py": "kind"}.get(
-        test.partition("::")[0], "name"
-    )
 
 
 def listed(values: Sequence[str]) -> str:
