@@ -1,16 +1,18 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """
-Hooks of mkdocs: the page of the command line, made of what each command prints for `--help`, and links of pages to
-files of the repository that are not on the site.
+Hooks of mkdocs: the page of the command line, made of what each command prints for `--help`; a table of measured
+figures; and links of pages to files of the repository that are not on the site.
 """
 
 import argparse
 import io
+import json
 import os
 import posixpath
 import re
 from contextlib import redirect_stdout, suppress
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -20,6 +22,7 @@ import jakiro_cli
 
 PAGE = "command_line.md"
 PACKAGE = "src/transformers_jakiro/"
+IDENTICAL = "<!-- identical: see docs/site/hooks.py -->"
 LINK = re.compile(r"(?<!!)\[([^\]\n]+)\]\((?!https?:|#)([^)\s#]+)(#[^)\s]*)?\)")
 
 
@@ -31,8 +34,8 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """
-    Links to modules of the package go to the API reference, those to other files that are not on the site become
-    plain text.
+    Fills in the measured figures. Links to modules of the package go to the API reference, those to other files that
+    are not on the site become plain text.
     """
 
     def link(match: re.Match) -> str:
@@ -48,7 +51,23 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
             return text
         return match[0]
 
+    if IDENTICAL in markdown:
+        markdown = markdown.replace(IDENTICAL, identical(Path(config.docs_dir, "results", "target_results.json")))
     return LINK.sub(link, markdown)
+
+
+def identical(results: Path) -> str:
+    """A table of the share of answers that are plain `generate`'s, token for token, of what `jakiro bench` measured."""
+    payload = json.loads(results.read_text(encoding="utf-8"))
+    about = {method["name"]: method["description"] for method in payload["methods"]}
+    rows = [row for row in payload["summary"] if row["task"] == "mean" and row["method"] != "plain"]
+    temperatures = list(dict.fromkeys(row["temperature"] for row in rows))
+    shares = {(row["method"], row["temperature"]): f"{row['identical']:.0%}" for row in rows}
+    lines = [["method", *(f"T = {value:g}" for value in temperatures)], ["---", *["---:"] * len(temperatures)]]
+    for name in dict.fromkeys(row["method"] for row in rows):
+        lines.append([about[name], *(shares[name, value] for value in temperatures)])
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{table}\n\n({payload['label']}; written from the [results](results.md))"
 
 
 def command_line() -> str:
