@@ -280,7 +280,7 @@ def overview(theme: Theme) -> Figure:
     labels = ("The", "cat", "dog", "sat", "is", "ran", "on", "down", "black")
     parents, path = (0, 0, 0, 1, 1, 2, 3, 3, 4), (0, 1, 3, 6)
     places = [0, 1.15, -1.15, 1.75, 0.55, -1.15, 2.2, 1.35, 0.5]
-    fig, axes = plt.subplots(1, 3, figsize=(13, 4.3), gridspec_kw={"width_ratios": [1.25, 1.0, 1.25]})
+    fig, axes = plt.subplots(1, 3, figsize=(11.6, 4.1), gridspec_kw={"width_ratios": [1.25, 1.0, 1.25]})
     titles = (
         "1  The drafter grows a tree",
         "2  One forward of the target",
@@ -288,7 +288,7 @@ def overview(theme: Theme) -> Figure:
     )
     for ax, title in zip(axes, titles, strict=True):
         ax.axis("off")
-        ax.set_title(title, loc="left", fontsize=13, fontweight="bold", color=theme.text)
+        ax.set_title(title, loc="left", fontsize=12, fontweight="bold", color=theme.text)
     for ax, accepted in ((axes[0], ()), (axes[2], path)):
         draw_tree(ax, theme, labels, parents, accepted, contrastive_level=None if accepted else 3, places=places)
         ax.set_xlim(-0.6, 4.3)
@@ -330,19 +330,19 @@ def overview(theme: Theme) -> Figure:
         "3 drafted tokens accepted (green), 1 of the target's own (blue):\n"
         "4 tokens for one forward, the same 4 as without a drafter"
     )
-    ax.text(1.6, -1.75, caption, ha="center", va="top", fontsize=9.5, color=theme.text)
+    ax.text(1.85, -1.75, caption, ha="center", va="top", fontsize=9, color=theme.text)
     fig.subplots_adjust(left=0.01, right=0.99, top=0.9, bottom=0.02, wspace=0.05)
     return fig
 
 
 def drafter(theme: Theme) -> Figure:
     """The drafter's parts, and how its two branches give the last two levels."""
-    fig, (ax, levels) = plt.subplots(1, 2, figsize=(13, 4.4), gridspec_kw={"width_ratios": [1.85, 1]})
+    fig, (ax, levels) = plt.subplots(2, 1, figsize=(9.6, 6.4), gridspec_kw={"height_ratios": [1.25, 1]})
     for each in (ax, levels):
         each.axis("off")
     ax.set_title("Two branches", loc="left", fontsize=13, fontweight="bold", color=theme.text)
     ax.set_xlim(-0.9, 11.6)
-    ax.set_ylim(-2.4, 2.5)
+    ax.set_ylim(-2.4, 2.3)
 
     def part(x, y, label, width=1.3, height=0.72, face=None, edge=None):
         box(ax, x, y, width, height, face or theme.paper, edge or theme.line)
@@ -383,8 +383,8 @@ def drafter(theme: Theme) -> Figure:
 
     ax = levels
     ax.set_title("One forward, two levels", loc="left", fontsize=13, fontweight="bold", color=theme.text)
-    ax.set_xlim(-0.55, 2.6)
-    ax.set_ylim(-2.4, 2.5)
+    ax.set_xlim(-1.4, 4.6)
+    ax.set_ylim(-2.35, 2.05)
     nodes = {"p": (0, 0.5), "a": (1, 1.4), "b": (1, -0.4)}
     leaves = [(2, 1.75), (2, 1.05), (2, -0.05), (2, -0.75)]
     for name in ("a", "b"):
@@ -399,12 +399,12 @@ def drafter(theme: Theme) -> Figure:
         box(ax, x, y, 0.46, 0.5, theme.paper if root else theme.pale_green, theme.line if root else theme.green)
         ax.text(x, y - 0.02, name, ha="center", va="center", fontsize=9.5, color=theme.text, zorder=3)
     for x, text, color in (
-        (0, "level L − 2\nhas the last\nforward", theme.text),
+        (0, "level L − 2:\nthe last forward", theme.text),
         (1, "level L − 1:\nfrom $g$ of p", theme.green),
         (2, "level L:\nfrom $c$ of p,\nthe same for a and b", theme.orange),
     ):
         ax.text(x, -1.35, text, ha="center", va="top", fontsize=9, color=color)
-    fig.subplots_adjust(left=0.01, right=0.99, top=0.92, bottom=0.01, wspace=0.04)
+    fig.subplots_adjust(left=0.01, right=0.99, top=0.95, bottom=0.01, hspace=0.1)
     return fig
 
 
@@ -413,7 +413,7 @@ def tree(theme: Theme, step: Step, token: Callable[[int], str], last_level: int)
     labels = [token(int(each)) for each in step.tree.tokens[0]]
     parents, depths = step.tree.parents[0].tolist(), step.tree.depths[0].tolist()
     rows = max(1, 1 - int(min(heights(parents))))
-    fig, ax = plt.subplots(figsize=(11, 0.42 * rows + 1.0))
+    fig, ax = plt.subplots(figsize=(9.6, 0.4 * rows + 1.0))
     ax.axis("off")
     points = draw_tree(ax, theme, labels, parents, step.visited, width=0.74, contrastive_level=last_level)
     x, y = points[step.visited[-1]]
@@ -483,12 +483,12 @@ def mask(theme: Theme, step: Step, token: Callable[[int], str]) -> Figure:
 
 def draw(theme: Theme, chosen: Draw) -> Figure:
     """A draw of the target, and the drafter's guess with the same noise."""
-    fig, axes = plt.subplots(1, 3, figsize=(11.5, 3.7), sharey=True)
+    fig, axes = plt.subplots(1, 3, figsize=(9.8, 3.5), sharey=True)
     count = len(chosen.tokens)
     panels = (
         ("The target: log-probabilities", chosen.target, None),
-        ("Target plus noise: what is sampled", chosen.target + chosen.noise, theme.green),
-        ("Drafter plus the same noise: its guess", chosen.draft + chosen.noise, theme.orange),
+        ("Plus noise: what it samples", chosen.target + chosen.noise, theme.green),
+        ("Drafter, same noise: its guess", chosen.draft + chosen.noise, theme.orange),
     )
     for ax, (title, values, color) in zip(axes, panels, strict=True):
         ax.set_title(title, loc="left", fontsize=11, fontweight="bold", color=theme.text)
@@ -519,7 +519,7 @@ def timeline(theme: Theme) -> Figure:
     plain, ours = rows["plain"]["step_ms"], rows["jakiro"]["step_ms"]
     ours_total, plain_total = sum(ours.values()), sum(plain.values())
     end = 2 * ours_total
-    fig, ax = plt.subplots(figsize=(11.5, 2.9))
+    fig, ax = plt.subplots(figsize=(9.8, 2.9))
     names = {
         "drafter": (theme.orange, "the drafter's forwards"),
         "tree": (theme.dim, "growing the tree"),
@@ -575,7 +575,7 @@ def timeline(theme: Theme) -> Figure:
 
 def batch(theme: Theme) -> Figure:
     """Where the tokens of a batch stand in the cache."""
-    fig, ax = plt.subplots(figsize=(11, 2.7))
+    fig, ax = plt.subplots(figsize=(9.6, 2.4))
     ax.axis("off")
     ax.set_aspect("equal")
     padding, lengths, longest, nodes = (2, 0, 4), (11, 8, 10), 11, 5

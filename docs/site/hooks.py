@@ -57,7 +57,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def identical(results: Path) -> str:
-    """A table of the share of answers that are plain `generate`'s, token for token, of what `jakiro bench` measured."""
+    """A table of the measured shares of answers that are plain `generate`'s, token for token."""
     payload = json.loads(results.read_text(encoding="utf-8"))
     about = {method["name"]: method["description"] for method in payload["methods"]}
     rows = [row for row in payload["summary"] if row["task"] == "mean" and row["method"] != "plain"]
@@ -89,7 +89,7 @@ def command_line() -> str:
 def block(arguments: list[str]) -> str:
     """What the command prints for these arguments and `--help`, as a block of code."""
     printed = io.StringIO()
-    plain = {"COLUMNS": "96", "NO_COLOR": "1", "TERM": "dumb"}
+    plain = {"COLUMNS": "90", "NO_COLOR": "1", "TERM": "dumb"}
     with mock.patch.dict(os.environ, plain), redirect_stdout(printed), suppress(SystemExit):
         jakiro_cli.main([*arguments, "--help"])
     return f"```text\n{printed.getvalue().strip()}\n```"
