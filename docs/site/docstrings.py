@@ -103,4 +103,5 @@ def item(head: str, text: str) -> str:
     """A list item, with the names in a head in bold."""
     parts = re.split(r"(\([^()]*(?:\([^()]*\)[^()]*)*\))", head)  # what is in parentheses is left as it is
     parts[::2] = [re.sub(r"\b[A-Za-z_]\w*", r"**\g<0>**", part) if "`" not in part else part for part in parts[::2]]
-    return textwrap.indent(f"- {''.join(parts)}: {text}", "    ").removeprefix("    ")
+    names = "".join(parts)
+    return textwrap.indent(f"- {names}: {text}" if text else f"- {names}", "    ").removeprefix("    ")
