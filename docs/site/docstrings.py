@@ -31,6 +31,8 @@ class HuggingFaceDocstrings(Extension):
         names |= {obj.path: obj.path for obj in objects}
         names |= {member.path: member.target_path for member in pkg.members.values() if member.is_alias}
         for obj in objects:
+            if obj.is_module and obj.exports is not None:  # what is defined elsewhere is shown there
+                obj.exports = [name for name in obj.exports if not obj.members[str(name)].is_alias]
             if obj.docstring is not None:
                 known = {**dict.fromkeys(obj.module.members), **names}
                 obj.docstring.value = to_markdown(obj.docstring.value, known, obj.path)
