@@ -174,6 +174,18 @@ def test_the_memory_that_the_faq_tells():
     assert f"{2 * count / 2**20:.0f} MiB" in (DOCS / "faq.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
+def test_pictures_can_be_drawn_again(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.syspath_prepend(DOCS)
+    monkeypatch.setattr(sys, "argv", ["how_it_works.py"])
+    script = importlib.import_module("how_it_works")
+    monkeypatch.setattr(script, "DOCS", tmp_path)
+    script.main()
+    drawn = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
+    assert drawn == {path.relative_to(DOCS) for path in (*DOCS.glob("pictures/*"), DOCS / "how_it_works.png")}
+
+
 DOCSTRING = """
 A tree. See [`DraftTree`] and [`~tree.DraftTree.depths`].
 
