@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 import torch
-from targets import compare, knowing_drafter, make_drafter, make_prompt, make_target
+from targets import ARCHITECTURES, SLIDING, compare, knowing_drafter, make_drafter, make_prompt, make_target
 
 from transformers_jakiro import batch
 from transformers_jakiro.coupling import can_couple
@@ -55,9 +55,9 @@ def test_same_seed_same_tokens(name):
     assert len(seen) > SEEDS_PER_SETTING // 2
 
 
-@pytest.mark.parametrize("architecture", ["gemma2", "gpt_oss", "mixtral"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_same_seed_with_sliding_windows_and_padding(architecture):
-    target = make_target(architecture, window=9)
+    target = make_target(architecture, window=9 if architecture in SLIDING else None)
     draft = make_drafter(target)
     mask = torch.ones(1, 13, dtype=torch.long)
     mask[:, :4] = 0

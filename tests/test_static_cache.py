@@ -6,7 +6,7 @@ from unittest import mock
 
 import pytest
 import torch
-from targets import ARCHITECTURES, EAGER_ONLY, SLIDING, compare, make_drafter, make_prompt, make_target
+from targets import CASES, SLIDING, compare, make_drafter, make_prompt, make_target
 from test_batch import compare as compare_batch
 from test_batch import make_batch
 from transformers import CompileConfig, StaticCache
@@ -17,11 +17,8 @@ from transformers_jakiro._compat import compile_everywhere
 STATIC = {"cache_implementation": "static"}
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("architecture", "attention"), CASES)
 def test_same_tokens(architecture, attention):
-    if attention == "sdpa" and architecture in EAGER_ONLY:
-        pytest.skip("soft caps and attention sinks have no sdpa kernel")
     target = make_target(architecture, attention=attention)
     compare(target, make_drafter(target), {"input_ids": make_prompt(9)}, max_new_tokens=24, **STATIC)
     compare_batch(target, make_batch(), **STATIC)
