@@ -100,7 +100,7 @@ def check_request(model: PreTrainedModel, draft_model: PreTrainedModel, generati
             "be drafted for it. Leave out `assistant_model`."
         )
     Target(model).check_fits(draft_model.config)
-    if generation_config.num_beams > 1:
+    if (generation_config.num_beams or 1) > 1:
         raise ValueError(
             f"Drafting needs `num_beams=1`, got {generation_config.num_beams}: beam search would run without the "
             "drafter. Leave out `num_beams` or `assistant_model`."
