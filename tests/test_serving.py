@@ -19,7 +19,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, MambaConfig, MambaForCausalLM, set_seed
 
 from jakiro_cli import main
 from transformers_jakiro import JakiroCandidateGenerator
@@ -241,7 +241,9 @@ def small(tmp_path_factory):
     target = AutoModelForCausalLM.from_pretrained(TARGET, dtype=torch.float32)
     target.config.max_position_embeddings = 64
     target.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(TARGET).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(TARGET)
+    tokenizer.chat_template = "{{ raise_exception('Roles must alternate') }}"
+    tokenizer.save_pretrained(folder)
     app = create_app(str(folder), DRAFT, num_assistant_tokens=3, compile=True, enable_cors=True)
     with running(app) as server:
         server.name = str(folder)
@@ -272,6 +274,11 @@ def test_answers_end_with_the_context(small):
         assert response.choices[0].finish_reason == "length"
     with pytest.raises(openai.BadRequestError, match=r"shorter than the model's context of 64 tokens, got 140\."):
         small.client.completions.create(model=small.name, prompt=" 2" * 70)
+
+
+def test_what_the_chat_template_refuses(small):
+    with pytest.raises(openai.BadRequestError, match="Roles must alternate"):
+        small.client.chat.completions.create(model=small.name, messages=HELLO)
 
 
 # -- clients that leave ----------------------------------------------------------------------------------------------
@@ -397,6 +404,7 @@ def config(**fields):
         (CHAT, {"messages": HELLO, "max_completion_tokens": True}, 400, "`max_completion_tokens` must be a positive"),
         (CHAT, {"messages": HELLO, "temperature": -0.1}, 400, "`temperature` must be a number, 0 or more"),
         (CHAT, {"messages": HELLO, "temperature": float("nan")}, 400, "`temperature` must be a number"),
+        (CHAT, {"messages": HELLO, "temperature": 10**400}, 400, "`temperature` must be a number"),
         (CHAT, {"messages": HELLO, "top_p": 0}, 400, "`top_p` must be a number above 0, at most 1"),
         (CHAT, {"messages": HELLO, "seed": 0.5}, 400, "`seed` must be an integer"),
         (CHAT, {"messages": HELLO, "seed": 2**70}, 400, "`seed` must be an integer of 64 bits"),
@@ -482,6 +490,14 @@ def test_a_server_that_cannot_start(arguments, reason, capsys):
     error = capsys.readouterr().err
     assert "jakiro: error: " in error
     assert reason in error
+
+
+def test_a_target_that_cannot_be_drafted_for(tmp_path, capsys):
+    config = MambaConfig(vocab_size=2048, hidden_size=192, num_hidden_layers=1, state_size=4)
+    MambaForCausalLM(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(TARGET).save_pretrained(tmp_path)
+    assert main(["serve", str(tmp_path), DRAFT]) == 1
+    assert "jakiro: error: MambaForCausalLM carries a recurrent state" in capsys.readouterr().err
 
 
 def test_without_the_extra(monkeypatch, capsys):

@@ -82,9 +82,9 @@ class _Generation:
             raise self._stop
 
     def start(self, error: BaseException | None = None) -> None:
-        """Called by the thread that generates."""
+        """Called by the thread that generates, at each token and for an error."""
         self.error = error
-        if self.started is not None:
+        if self.started is not None and not self.started.done():
             self.started.get_loop().call_soon_threadsafe(self._set_started, error)
 
     def _set_started(self, error: BaseException | None) -> None:
@@ -257,7 +257,7 @@ def _is_integer(value: Any, least: float = -math.inf, largest: float = math.inf)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
 
 
 def _is_texts(value: Any) -> bool:
@@ -275,6 +275,7 @@ def _is_json_object(value: Any) -> bool:
         return False
 
 
+_TEMPLATE_ARGUMENTS = {"chat_template", "tokenize", "return_tensors", "return_dict", "add_generation_prompt", "tools"}
 _LENGTH = (lambda value: _is_integer(value, 1), "a positive integer")
 _TEXT = (lambda value: isinstance(value, str), "a text")
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -307,7 +308,6 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "an object without what the server sets itself",
     ),
 }
-_TEMPLATE_ARGUMENTS = {"tokenize", "return_tensors", "return_dict", "add_generation_prompt", "tools"}
 # values that change nothing, of fields that transformers ignores: others are refused
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
