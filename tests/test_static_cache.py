@@ -134,6 +134,7 @@ def test_targets_that_verify_chains_only():
     target = make_target()
     with (
         mock.patch.object(generation, "why_no_trees", return_value="its attention is another"),
+        mock.patch.object(target, "forward", side_effect=AssertionError("the prompt was read")),
         pytest.raises(NotImplementedError, match=r"With a static cache, .* but its attention is another"),
     ):
         target.generate(make_prompt(5), max_new_tokens=4, assistant_model=make_drafter(target), **STATIC)

@@ -44,6 +44,8 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 from transformers.integrations.peft import maybe_load_adapters
 from transformers.pipelines import base as pipelines
 
+from .device import send
+
 # -- the generate hook -----------------------------------------------------------------------------------------------
 
 _HOOKED = {
@@ -535,7 +537,7 @@ def keep_rows(
         nodes (`[B, k]`): indices among them of those to keep, increasing; what a row has less than k is arbitrary.
         lengths, new_lengths (`B` integers): tokens of each row before the forward, and with those it keeps.
     """
-    columns = torch.tensor(lengths, device=nodes.device)[:, None] + torch.arange(nodes.shape[1], device=nodes.device)
+    columns = send(lengths, nodes.device)[:, None] + torch.arange(nodes.shape[1], device=nodes.device)
     for layer in cache.layers:
         if type(layer) not in (DynamicLayer, _RaggedSlidingLayer, *_STATIC_LAYERS) or not layer.is_initialized:
             continue  # layers that share another layer's states

@@ -13,18 +13,19 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from .batch import Batch
 from .candidate_generator import JakiroCandidateGenerator, TreeShape
-from .generation import _Batch, _TreeForward
 from .summary import PARTS
 from .target import DraftHead
 from .tree import DraftTree
+from .tree_forward import TreeForward
 
 # What each method does apart from the forwards in it. The mask of a tree counts as building it.
 TIMED_METHODS: tuple[tuple[type, str, str], ...] = (
     (JakiroCandidateGenerator, "propose", "tree"),
-    (_TreeForward, "run", "tree"),
-    (_Batch, "walk", "verification"),
-    (_TreeForward, "keep", "cache"),
+    (TreeForward, "run", "tree"),
+    (Batch, "walk", "verification"),
+    (TreeForward, "keep", "cache"),
 )
 
 
