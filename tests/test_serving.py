@@ -37,15 +37,17 @@ LONG = json.dumps({"eos_token_id": 2047, "max_new_tokens": 900, "do_sample": Fal
 def running(app) -> Iterator[SimpleNamespace]:
     """A server on a free port, in a thread."""
     server = Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None))
-    thread = threading.Thread(target=server.run)
+    thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     wait_until(lambda: server.started)
     port = server.servers[0].sockets[0].getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=60, max_retries=0) as client:
-        yield SimpleNamespace(app=app, port=port, url=url, client=client, server=server, thread=thread)
-    server.should_exit = True
-    thread.join(30)
+    try:
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="none", timeout=60, max_retries=0) as client:
+            yield SimpleNamespace(app=app, port=port, url=url, client=client, server=server)
+    finally:
+        server.should_exit = True
+        thread.join(30)
     assert not thread.is_alive()
 
 
@@ -511,16 +513,18 @@ def test_the_command(questions, plain):
     """In a process of its own: it says where it listens and ends with Ctrl-C."""
     command = [sys.executable, "-m", "jakiro_cli", "serve", TARGET, DRAFT, "--dtype", "float32", "--port", "0"]
     process = subprocess.Popen([*command, "--host", "127.0.0.1"], stderr=subprocess.PIPE, text=True)
-    lines = []
-    for line in process.stderr:
-        lines.append(line)
-        found = re.search(r"running on (http://127\.0\.0\.1:\d+)", line)
-        if found:
-            break
-    with openai.OpenAI(base_url=f"{found[1]}/v1", api_key="none", timeout=60, max_retries=0) as client:
-        assert chat(client, questions[0], max_tokens=20)[0] == plain(questions[0], max_new_tokens=20).text
-    process.send_signal(signal.SIGINT)
-    _, rest = process.communicate(timeout=30)
+    try:
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if found := re.search(r"running on (http://127\.0\.0\.1:\d+)", line):
+                break
+        with openai.OpenAI(base_url=f"{found[1]}/v1", api_key="none", timeout=60, max_retries=0) as client:
+            assert chat(client, questions[0], max_tokens=20)[0] == plain(questions[0], max_new_tokens=20).text
+        process.send_signal(signal.SIGINT)
+        _, rest = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert process.returncode == 0
     assert "20 tokens in" in rest
     assert "Traceback" not in "".join(lines) + rest
