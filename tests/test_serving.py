@@ -163,8 +163,11 @@ def test_chat_completions(client, plain, questions, answers, asked, generated, s
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_completions(client, plain, stream):
-    expected = plain("Tom has 3 apples", chat=False, max_new_tokens=20)
-    response = client.completions.create(model=TARGET, prompt="Tom has 3 apples", max_tokens=20, stream=stream)
+    expected = plain("Tom has 3 apples", chat=False, max_new_tokens=20, sequence_bias={(300,): 8.0})
+    assert expected.text != plain("Tom has 3 apples", chat=False, max_new_tokens=20).text
+    response = client.completions.create(
+        model=TARGET, prompt="Tom has 3 apples", max_tokens=20, logit_bias={"300": 8}, stream=stream
+    )
     chunks = list(response) if stream else [response]
     assert "".join(chunk.choices[0].text for chunk in chunks) == expected.text
     assert counts(chunks[-1].usage) == expected.usage
@@ -196,9 +199,11 @@ def test_conversations_with_parts_and_nulls(client, plain, questions):
     )
     expected = plain(questions[0], max_new_tokens=20)
     assert response.choices[0].message.content == expected.text
-    messages += [response.choices[0].message.model_dump(), {"role": "user", "content": "And then?"}]
-    response = client.chat.completions.create(model=TARGET, messages=messages, max_tokens=5)
-    assert response.usage.prompt_tokens > expected.usage[2]
+    answer, then = response.choices[0].message.model_dump(), {"role": "user", "content": "And then?"}
+    for calls in (None, []):
+        conversation = [*messages, {**answer, "tool_calls": calls}, then]
+        response = client.chat.completions.create(model=TARGET, messages=conversation, max_tokens=5)
+        assert response.usage.prompt_tokens > expected.usage[2]
 
 
 def test_clients_at_once(client, plain, questions):

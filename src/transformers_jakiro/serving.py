@@ -385,11 +385,14 @@ class _Handler(BaseHandler):
             raise ValueError(f"`generation_config` has a value of a wrong type: {error}") from error
         if "temperature" in body or "top_p" in body:  # else as the model's generation config says
             config.do_sample = body.get("temperature") != 0
+        if "logit_bias" in body:  # transformers ignores it in completions, and `generate` refuses integers
+            config.sequence_bias = {(int(token),): float(bias) for token, bias in body["logit_bias"].items()}
         return config
 
     @staticmethod
     def get_processor_inputs_from_messages(messages: list[dict[str, Any]], modality: Modality) -> list[dict[str, Any]]:
-        messages = [{name: value for name, value in message.items() if value is not None} for message in messages]
+        # clients send former answers back with `tool_calls` that are null or none, for which content would be dropped
+        messages = [{name: value for name, value in one.items() if value not in (None, [])} for one in messages]
         for message in messages:
             _check_message(message, text_only=modality == Modality.LLM)
         return BaseHandler.get_processor_inputs_from_messages(messages, modality)
@@ -442,8 +445,6 @@ class _ChatHandler(_ChunkHandler, ChatCompletionHandler):
         super().check(body)
         if "max_completion_tokens" in body:  # which transformers 5.15 ignores
             body["max_tokens"] = body.pop("max_completion_tokens")
-        if "logit_bias" in body:  # `generate` refuses integers
-            body["logit_bias"] = {token: float(bias) for token, bias in body["logit_bias"].items()}
 
 
 class _TextHandler(_ChunkHandler, CompletionHandler):
