@@ -269,7 +269,7 @@ class Pair:
             if length >= limit:
                 raise ValueError(
                     f"The conversation has {length} tokens, the target reads at most {limit}, its answer included. "
-                    "Begin a new one."
+                    "Ask less, or begin a new conversation."
                 )
             max_new_tokens = min(max_new_tokens, limit - length)
         arguments = {**inputs, **generation_arguments(settings), "max_new_tokens": max_new_tokens}
