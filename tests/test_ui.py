@@ -213,7 +213,7 @@ def test_answer_comparison_and_tree(page, pair, connections):
 
 @pytest.fixture
 def forwards(pair, monkeypatch):
-    """Times of the target's forwards, in answers that do not end."""
+    """Times of the target's forwards, in answers of 900 tokens: more than 110 forwards."""
     monkeypatch.setattr(pair.target.generation_config, "min_new_tokens", 900)
     times = []
     handle = pair.target.register_forward_hook(lambda *_: times.append(time.monotonic()))
@@ -239,7 +239,7 @@ def test_stop_really_stops(page, forwards):
     assert page.text_content("#verdict").strip() == ""
     assert page.locator("#tree .accepted rect").count() > 0
     time.sleep(0.5)
-    assert len(forwards) == stopped_at < 400
+    assert len(forwards) == stopped_at < 100
 
 
 def test_who_leaves_stops_the_answer(page, forwards):
@@ -250,7 +250,7 @@ def test_who_leaves_stops_the_answer(page, forwards):
     while time.monotonic() - forwards[-1] < 0.5:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert len(forwards) < 400
+    assert len(forwards) < 100
 
 
 def test_messages(page, pair):

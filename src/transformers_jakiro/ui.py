@@ -345,7 +345,6 @@ def build_page(pair: Pair, temperature: float | None = None, max_new_tokens: int
         stop_button.click(stop, queue=False)
         slider.input(choose, [shown, slider], [tree_box, answer_box], show_progress="hidden", queue=False)
         answer_box.select(choose_clicked, [shown], [tree_box, answer_box, slider], show_progress="hidden", queue=False)
-        page.unload(stop)
     return page
 
 
