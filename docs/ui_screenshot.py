@@ -27,7 +27,7 @@ def main() -> None:
     args = parser.parse_args()
 
     page = build_page(Pair.load())
-    address = launch(page, prevent_thread_lock=True, quiet=True)
+    address = launch(page)
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=args.browser, args=["--no-sandbox", "--disable-gpu"])
         view = browser.new_page(viewport={"width": args.width, "height": 600}, color_scheme=args.scheme)

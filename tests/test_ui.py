@@ -151,7 +151,7 @@ def address(pair, browser, connections):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     page = build_page(pair, max_new_tokens=200)
-    yield launch(page, port=port, prevent_thread_lock=True, quiet=True)
+    yield launch(page, port=port)
     page.close(verbose=False)
 
 

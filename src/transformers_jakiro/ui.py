@@ -348,9 +348,9 @@ def build_page(pair: Pair, temperature: float | None = None, max_new_tokens: int
     return page
 
 
-def launch(page: "Blocks", host: str = "127.0.0.1", port: int | None = None, **kwargs: Any) -> str:
+def launch(page: "Blocks", host: str = "127.0.0.1", port: int | None = None) -> str:
     """
-    Serves a page of [`build_page`]: nothing is shared, nothing comes from elsewhere.
+    Serves a page of [`build_page`] in a thread, until `page.close()`: nothing is shared, nothing comes from elsewhere.
 
     Returns:
         Its address.
@@ -372,7 +372,8 @@ def launch(page: "Blocks", host: str = "127.0.0.1", port: int | None = None, **k
         footer_links=[],
         theme=theme,
         css=CSS,
-        **kwargs,
+        prevent_thread_lock=True,
+        quiet=True,
     )
     return address
 
@@ -400,7 +401,9 @@ def run_ui(
         OSError: without Gradio, or where the port is taken.
     """
     _gradio()  # before models are loaded
-    launch(build_page(Pair.load(target, draft, dtype), temperature, max_new_tokens, seed), host, port)
+    page = build_page(Pair.load(target, draft, dtype), temperature, max_new_tokens, seed)
+    print(f"Open {launch(page, host, port)} in a browser. Ctrl-C stops the server.", flush=True)
+    page.block_thread()
 
 
 def _gradio() -> Any:
