@@ -7,7 +7,7 @@ OLDEST ?= torch==2.6.0 transformers==5.15.0 accelerate==1.10.0 peft==0.20.0 rich
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
-.PHONY: demo test test-slow test-oldest results style quality
+.PHONY: demo test test-slow test-oldest results docs docs-serve pictures style quality
 
 demo: $(INSTALLED)
 	$(BIN)/jakiro demo
@@ -29,6 +29,18 @@ test-oldest:
 # `python docs/results.py --help`. Without TARGET and DRAFT only the page is written anew.
 results: $(INSTALLED)
 	$(BIN)/python docs/results.py $(PROMPTS) $(if $(TARGET),--target $(TARGET)) $(if $(DRAFT),--draft $(DRAFT)) $(OPTIONS)
+
+# The documentation, in build/docs.
+docs: $(INSTALLED)
+	$(BIN)/python docs/supported_models.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+# The pictures of docs/how_it_works.md, from a run of the pair that ships and docs/results.
+pictures: $(INSTALLED)
+	$(BIN)/python docs/how_it_works.py
 
 style: $(INSTALLED)
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .

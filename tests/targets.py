@@ -104,6 +104,12 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 SLIDING = [name for name, (_, values) in ARCHITECTURES.items() if "window" in values.values()]
 EAGER_ONLY = ["gemma2", "gpt_oss"]  # soft caps and attention sinks have no sdpa kernel
+# architecture, attention implementation
+CASES = [
+    (architecture, attention)
+    for architecture in ARCHITECTURES
+    for attention in (("eager",) if architecture in EAGER_ONLY else ("sdpa", "eager"))
+]
 
 
 @cache

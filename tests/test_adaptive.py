@@ -36,6 +36,7 @@ def test_only_where_it_is_asked_for(options):
         target.generate(make_prompt(6), assistant_model=make_drafter(target), max_new_tokens=5, **options)
         schedule.assert_not_called()
         schedule.return_value.wants_tree.return_value = False
+        schedule.return_value.depth = 2
         schedule.return_value.resize.side_effect = lambda tree: tree
         target.generate(make_prompt(6), assistant_model=make_drafter(target), max_new_tokens=5, **ADAPTIVE)
         schedule.assert_called_once()
@@ -52,24 +53,31 @@ def star(scores: list[float]) -> DraftTree:
     )
 
 
+def upper_levels(tree: DraftTree, depth: int) -> DraftTree:
+    kept = (tree.depths[0] <= depth).nonzero().flatten()  # parents stand before their children, levels one by one
+    return DraftTree(
+        tree.tokens[:, kept], tree.parents[:, kept], max_depth=min(depth, tree.max_depth), scores=tree.scores[:, kept]
+    )
+
+
 class World:
     """
-    A clock, and a machine on which steps have a price: `plain` seconds, or `base + slope * nodes` with a tree, and the
-    first tree ten times that.
+    A clock, and a machine on which steps have a price: `plain` seconds, or `base + slope * nodes` with a tree, the
+    first tree ten times that, and `forward` seconds for each of its levels.
     """
 
-    def __init__(self, plain: float, base: float, slope: float):
-        self.plain, self.base, self.slope, self.now = plain, base, slope, 0.0
-        self.schedule, self.sizes, self.tokens = AdaptiveSchedule(), [], 0
+    def __init__(self, plain: float, base: float, slope: float, forward: float = 0.0, depth: int = 1):
+        self.plain, self.base, self.slope, self.forward, self.now = plain, base, slope, forward, 0.0
+        self.schedule, self.sizes, self.tokens, self.depths = AdaptiveSchedule(depth), [], 0, []
 
     def run(self, tree: DraftTree, accepted: int, num_tokens: int) -> None:
         with mock.patch.object(adaptive.time, "perf_counter", side_effect=lambda: self.now):
             while self.tokens < num_tokens:
-                drafted = (
-                    self.schedule.resize(tree)
-                    if self.schedule.wants_tree()
-                    else DraftTree.root_only(tree.tokens[:, 0])
-                )
+                drafted = DraftTree.root_only(tree.tokens[:, 0])
+                if self.schedule.wants_tree():
+                    self.depths.append(self.schedule.depth)
+                    self.now += self.forward * self.depths[-1]
+                    drafted = self.schedule.resize(upper_levels(tree, self.depths[-1]))
                 nodes = drafted.num_nodes - 1
                 self.sizes.append(nodes)
                 price = self.base + self.slope * nodes if nodes else self.plain
@@ -124,6 +132,16 @@ def test_dear_nodes_make_small_trees():
     assert 1 <= sizes[1] < 10
 
 
+@pytest.mark.parametrize(("forward", "expected"), [(0.001, {7}), (0.01, {5}), (0.2, {2}), (0.8, {1})])
+def test_levels_that_pay(forward, expected):
+    """Each level of a chain is reached half as often as the one above; one tree in eight looks a level deeper."""
+    scores = (0.5 ** torch.arange(8.0)).log()[None]
+    tree = DraftTree(torch.arange(8)[None], torch.tensor([[0, *range(7)]]), max_depth=7, scores=scores)
+    world = World(plain=1.0, base=1.1, slope=0.001, forward=forward, depth=7)
+    world.run(tree, accepted=1, num_tokens=600)
+    assert set(world.depths[-7:]) - {max(expected) + 1} == expected
+
+
 def test_a_default_device_does_not_matter():
     world, tree = World(plain=1.0, base=1.2, slope=0.002), star([-0.1, -3.0, -3.0])
     with torch.device("meta"):
@@ -150,7 +168,7 @@ def test_the_best_nodes_keep_their_ancestors():
         assert part.tokens[0].tolist() == tokens
         assert part.parents[0].tolist() == parents
         assert part.depths[0].max() <= part.max_depth
-    assert AdaptiveSchedule().resize(DraftTree.root_only(torch.tensor([5]))).num_nodes == 1
+    assert AdaptiveSchedule(1).resize(DraftTree.root_only(torch.tensor([5]))).num_nodes == 1
 
 
 @pytest.mark.parametrize("padding", [0, 2])

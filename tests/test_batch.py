@@ -4,6 +4,7 @@
 Batches: row by row the tokens of plain `generate` of that batch, whatever each row accepts and wherever it ends.
 """
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,14 +13,15 @@ from unittest import mock
 
 import pytest
 import torch
-from targets import ARCHITECTURES, EAGER_ONLY, SLIDING, VOCAB, knowing_tree, make_drafter, make_prompt, make_target
+from targets import CASES, SLIDING, VOCAB, knowing_tree, make_drafter, make_prompt, make_target
 from transformers import DynamicCache, MaxLengthCriteria, PreTrainedModel, StoppingCriteriaList, TextStreamer
 from transformers.generation import PrefixConstrainedLogitsProcessor
 from transformers.generation.streamers import BaseStreamer
 
-from transformers_jakiro import JakiroCandidateGenerator, coupling, generation
+from transformers_jakiro import JakiroCandidateGenerator, batch, coupling, generation
 from transformers_jakiro.coupling import BatchCoupling
 from transformers_jakiro.tree import DraftTree
+from transformers_jakiro.tree_forward import TreeForward
 
 LENGTHS = (3, 11, 6, 1)
 
@@ -53,9 +55,9 @@ def knowing_drafter(continuations: Sequence[Sequence[int]], seed: int = 0) -> It
                     self.place[row] += count
             super().observe(features, *args, num_tokens=num_tokens, **kwargs)
 
-        def select(self, rows):
-            self.rows = [self.rows[row] for row in rows.tolist()]
-            super().select(rows)
+        def select(self, kept):
+            self.rows = [self.rows[row] for row in kept]
+            super().select(kept)
 
         def propose(self, root, max_depth=None, chain=False, **kwargs):
             drafted = super().propose(root, max_depth, chain, **kwargs)
@@ -115,11 +117,8 @@ def compare(
     return output
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("architecture", "attention"), CASES)
 def test_same_tokens(architecture, attention):
-    if attention == "sdpa" and architecture in EAGER_ONLY:
-        pytest.skip("soft caps and attention sinks have no sdpa kernel")
     output = compare(make_target(architecture, attention=attention), make_batch())
     assert len({tuple(lengths) for lengths in output.accept_lengths}) > 1, "the rows never got ahead of one another"
 
@@ -143,13 +142,13 @@ def test_rows_end_at_different_times(returns):
     plain = target.generate(**inputs, max_new_tokens=30, do_sample=False)[:, 7:]
     ends = [plain[1, 3].item(), plain[3, 11].item(), plain[4, 20].item()]
     sizes = []
-    forward = generation._TreeForward.run
+    forward = TreeForward.run
 
     def run(self, tree):
         sizes.append(tree.tokens.shape[0])
         return forward(self, tree)
 
-    with mock.patch.object(generation._TreeForward, "run", run):
+    with mock.patch.object(TreeForward, "run", run):
         draft = make_drafter(target)
         target.generate(
             **inputs,
@@ -162,6 +161,13 @@ def test_rows_end_at_different_times(returns):
     assert (set(sizes) == {5}) == returns
     assert sizes == sorted(sizes, reverse=True)
     compare(target, inputs, max_new_tokens=30, eos_token_id=ends)
+
+
+def test_rows_that_end_with_their_first_token():
+    target, inputs = make_target(), make_batch()
+    first = target.generate(**inputs, max_new_tokens=1, do_sample=False)[:, -1]
+    compare(target, inputs, eos_token_id=[first[1].item()])
+    compare(target, inputs, eos_token_id=first.tolist())
 
 
 def test_a_criterion_without_end_token():
@@ -194,6 +200,66 @@ def test_sampling(kwargs, couple):
     draft = make_drafter(target, couple_sampling=couple)
     for seed in range(3):
         compare(target, make_batch(seed=seed), draft, seed=seed, do_sample=True, **kwargs)
+
+
+@pytest.fixture
+def reads_wait(monkeypatch):
+    """As if on an accelerator."""
+    for module in (batch, generation):
+        monkeypatch.setattr(module, "reads_wait", lambda device: True)
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, (6,)])
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"cache_implementation": "static"},
+        {"do_sample": True},
+        {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.9, "eos_token_id": [7, 8, 9, 10, 11, 12]},
+    ],
+)
+@pytest.mark.usefixtures("reads_wait")
+def test_one_wait_per_step(kwargs, lengths, monkeypatch):
+    """Where reading a tensor takes waiting, all nodes' choices are read at once, and nothing else is."""
+    target, waits, steps = make_target(), [], []
+    run = TreeForward.run
+    for name in ("tolist", "item", "__bool__", "__int__", "__float__", "__index__", "numpy", "cpu"):
+        original = getattr(torch.Tensor, name)
+
+        def read(self, *args, original=original, name=name):
+            waits.append(name)
+            return original(self, *args)
+
+        monkeypatch.setattr(torch.Tensor, name, read)
+
+    def step(self, tree):
+        steps.append(len(waits))
+        return run(self, tree)
+
+    monkeypatch.setattr(TreeForward, "run", step)
+    kwargs = {"do_sample": False, **make_batch(lengths), "max_new_tokens": 12, **kwargs}
+    kwargs = {**kwargs, "eos_token_id": None, "return_dict_in_generate": True}  # all rows stay
+    target.generate(**kwargs, assistant_model=make_drafter(target))
+    assert len(steps) > 4
+    assert {after - before for before, after in itertools.pairwise(steps)} == {1}
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, (6,)])
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"cache_implementation": "static"},
+        {"do_sample": True},
+        {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.9},
+        {"do_sample": True, "repetition_penalty": 1.3},
+        {"do_sample": True, "eos_token_id": [7, 8, 9, 10, 11, 12]},
+    ],
+)
+@pytest.mark.usefixtures("reads_wait")
+def test_choices_at_all_nodes_at_once(kwargs, lengths):
+    compare(make_target(), make_batch(lengths), seed=2, **kwargs)
 
 
 def test_draws_are_made_again_where_they_were_not_kept(monkeypatch):
@@ -395,6 +461,7 @@ def test_targets_that_verify_chains_only():
     target = make_target()
     with (
         mock.patch.object(generation, "why_no_trees", return_value="its attention is another"),
+        mock.patch.object(target, "forward", side_effect=AssertionError("the prompt was read")),
         pytest.raises(NotImplementedError, match=r"In a batch, .* but its attention is another\. Pass one prompt"),
     ):
         target.generate(**make_batch(), max_new_tokens=4, assistant_model=make_drafter(target))

@@ -22,7 +22,7 @@ def make_config(**values):
 def test_the_largest_batch_size_that_is_reached_counts(batch_size, nodes):
     shape = TreeShape.from_config(make_config(), batch_size=batch_size)
     assert shape.num_draft_tokens == nodes
-    expected = (7, 10, 10) if batch_size == 1 else (2, 2, 3)
+    expected = {20: (7, 10, 10), 4: (2, 2, 3), 1: (1, 1, 1)}[nodes]  # one node needs no more
     assert (shape.depth, shape.width, shape.top_k) == expected
 
 
@@ -32,7 +32,15 @@ def test_what_overrides_them():
     static = TreeShape.from_config(make_config(static_tree=[[0], [1], [0, 0]]), batch_size=4)
     assert (static.num_draft_tokens, static.depth) == (3, 2)
     assert static.static_tree is not None
-    assert TreeShape.from_config(make_config(batch_trees=None), batch_size=4).num_draft_tokens == 20
+
+
+def test_without_them_the_nodes_are_shared():
+    config = make_config(batch_trees=None)
+    shapes = [TreeShape.from_config(config, batch_size=size) for size in (1, 2, 4, 7, 20, 64)]
+    assert [shape.num_draft_tokens for shape in shapes] == [20, 10, 5, 2, 1, 1]
+    assert [shape.depth for shape in shapes] == [7, 7, 5, 2, 1, 1]
+    assert [shape.width for shape in shapes] == [10, 9, 4, 1, 1, 1]
+    assert [shape.top_k for shape in shapes] == [10, 10, 5, 2, 1, 1]
 
 
 @pytest.mark.parametrize(

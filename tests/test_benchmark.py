@@ -20,7 +20,6 @@ from transformers_jakiro import benchmark, report
 from transformers_jakiro.benchmark import Benchmark, make_methods, provenance, run_bench, trim_rows
 from transformers_jakiro.candidate_generator import TreeShape
 from transformers_jakiro.demo import PAIR
-from transformers_jakiro.generation import _TreeForward
 from transformers_jakiro.journal import Journal
 from transformers_jakiro.profiling import TIMED_METHODS, ForwardTimer, StepRecorder, calls_of, parts_of
 from transformers_jakiro.summary import (
@@ -36,6 +35,7 @@ from transformers_jakiro.summary import (
 )
 from transformers_jakiro.tasks import SHIPPED, Prompt, gather_prompts, in_batches, read_prompts
 from transformers_jakiro.tree import DraftTree
+from transformers_jakiro.tree_forward import TreeForward
 
 CHEAP = ["plain", "jakiro", "chain", "prompt_lookup"]
 
@@ -520,7 +520,7 @@ def test_ended_rows_leave_the_measured_batch(pair, monkeypatch):
     _, rows = bench.answer(bench.methods[0], 0, inputs)
     early = rows[0][int(inputs["attention_mask"][0].sum()) + 3].item()
     monkeypatch.setattr(target.generation_config, "eos_token_id", [early])
-    with calls_of(_TreeForward, "select") as leaving:
+    with calls_of(TreeForward, "select") as leaving:
         run, rows = bench.answer(bench.methods[1], 0, inputs)
     _, plain = bench.answer(bench.methods[0], 0, inputs)
     assert [row.tolist() for row in rows] == [row.tolist() for row in plain]

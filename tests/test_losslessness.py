@@ -9,7 +9,7 @@ import torch
 import transformers
 from packaging.version import Version
 from targets import (
-    ARCHITECTURES,
+    CASES,
     CONTEXT,
     EAGER_ONLY,
     SLIDING,
@@ -23,12 +23,6 @@ from targets import (
     make_target,
 )
 from transformers import DynamicCache
-
-CASES = [
-    (architecture, attention)
-    for architecture in ARCHITECTURES
-    for attention in (("eager",) if architecture in EAGER_ONLY else ("sdpa", "eager"))
-]
 
 
 def left_padded(length: int, padding: int, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -8,9 +8,9 @@ from unittest import mock
 
 import pytest
 import torch
-from targets import compare, knowing_drafter, make_drafter, make_prompt, make_target
+from targets import ARCHITECTURES, SLIDING, compare, knowing_drafter, make_drafter, make_prompt, make_target
 
-from transformers_jakiro import generation
+from transformers_jakiro import batch
 from transformers_jakiro.coupling import can_couple
 
 # each with its own seeds, more than 200 in all
@@ -55,9 +55,9 @@ def test_same_seed_same_tokens(name):
     assert len(seen) > SEEDS_PER_SETTING // 2
 
 
-@pytest.mark.parametrize("architecture", ["gemma2", "gpt_oss", "mixtral"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_same_seed_with_sliding_windows_and_padding(architecture):
-    target = make_target(architecture, window=9)
+    target = make_target(architecture, window=9 if architecture in SLIDING else None)
     draft = make_drafter(target)
     mask = torch.ones(1, 13, dtype=torch.long)
     mask[:, :4] = 0
@@ -195,7 +195,7 @@ def test_distribution_test_detects_a_biased_rule(tiny, monkeypatch):
     """The same test on a rule that favours drafted tokens: one more draw where the first one leaves the tree."""
     target, draft, prompt, temperature, probabilities = tiny
     monkeypatch.setattr(draft.config, "couple_sampling", False)  # coupled, the first draw hardly ever leaves it
-    walk_trees = generation.walk_trees
+    walk_trees = batch.walk_trees
 
     def biased(rows, tokens, parents, choose, stops):
         def choose_twice(rows, nodes):
@@ -207,7 +207,7 @@ def test_distribution_test_detects_a_biased_rule(tiny, monkeypatch):
 
         return walk_trees(rows, tokens, parents, choose_twice, stops)
 
-    with mock.patch.object(generation, "walk_trees", biased):
+    with mock.patch.object(batch, "walk_trees", biased):
         counts, _ = sample_counts(target, draft, prompt, temperature, samples=400)
     assert set(counts) <= set(itertools.product(range(VOCABULARY), repeat=LENGTH))
     assert chi_square_p_value(counts, probabilities) < 1e-6

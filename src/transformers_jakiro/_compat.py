@@ -38,6 +38,8 @@ from transformers.cache_utils import (
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
 from transformers.integrations.peft import maybe_load_adapters
 
+from .device import send
+
 # -- the generate hook -----------------------------------------------------------------------------------------------
 
 _HOOKED = {
@@ -512,7 +514,8 @@ def keep_rows(
         nodes (`[B, k]`): indices among them of those to keep, increasing; what a row has less than k is arbitrary.
         lengths, new_lengths (`B` integers): tokens of each row before the forward, and with those it keeps.
     """
-    columns = torch.tensor(lengths, device=nodes.device)[:, None] + torch.arange(nodes.shape[1], device=nodes.device)
+    columns = send(lengths, nodes.device)[:, None] + torch.arange(nodes.shape[1], device=nodes.device)
+    indices: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}  # from where to where, by the shape of the states
     for layer in cache.layers:
         if type(layer) not in (DynamicLayer, _RaggedSlidingLayer, *_STATIC_LAYERS) or not layer.is_initialized:
             continue  # layers that share another layer's states
@@ -523,13 +526,17 @@ def keep_rows(
         if isinstance(layer, _RaggedSlidingLayer):
             layer.cumulative_length = max(new_lengths)
             start = max(0, min(new_lengths) - layer.sliding_window + 1 - first)
-        nodes, columns = nodes.to(layer.keys.device), columns.to(layer.keys.device)
-        source = (nodes + (size - num_nodes))[:, None, :, None]
-        target = (columns - first)[:, None, :, None]
         for name in ("keys", "values"):
             states = getattr(layer, name)
-            shape = (-1, states.shape[1], -1, states.shape[3])
-            states.scatter_(2, target.expand(shape), states.gather(2, source.expand(shape)))
+            key = (states.device, size, first, states.shape[1], states.shape[3])
+            if key not in indices:
+                shape = (-1, states.shape[1], -1, states.shape[3])
+                indices[key] = tuple(
+                    index.to(states.device)[:, None, :, None].expand(shape)
+                    for index in (nodes + (size - num_nodes), columns - first)
+                )
+            source, target = indices[key]
+            states.scatter_(2, target, states.gather(2, source))
             if not is_static:
                 setattr(layer, name, states[..., start:end, :])
         if is_static:

@@ -19,34 +19,45 @@ _PLAIN_STEPS = (2, 3)
 # What drafting may lose, in plain steps: so many to begin with, more as plain steps go by and by what it gains, but at
 # most so many. Drafting pauses when that is used up, and goes on when there is enough for a step that fails.
 _ALLOWANCE, _ALLOWANCE_PER_STEP, _MOST_ALLOWANCE = 2.0, 0.012, 8.0
-# drafted steps in which to learn what a tree costs: one that is not timed, a whole tree, half a tree
-_TRIALS = 3
+# drafted steps in which to learn what a tree costs: one that is not timed, as it reads the prompt, and a whole tree
+_TRIALS = 2
+# levels of these; one in so many trees after them gets a level more than pays, to see what that would bring
+_TRIAL_DEPTH, _DEEPER_EVERY = 3, 8
 
 
 class AdaptiveSchedule:
     """
-    State of one generation. Per step: [`~AdaptiveSchedule.wants_tree`], then [`~AdaptiveSchedule.resize`] the tree,
-    then [`~AdaptiveSchedule.record`] what came out.
+    State of one generation. Per step: [`~AdaptiveSchedule.wants_tree`], then draft a tree of `depth` levels and
+    [`~AdaptiveSchedule.resize`] it, then [`~AdaptiveSchedule.record`] what came out.
 
-    A step with M drafted nodes is taken to last `a + b · M` seconds and to emit `1 + c · Σ p` tokens, with p the
-    probabilities of the M likeliest paths; a, b and c are fitted to the steps so far. The M that emits most tokens per
-    second is chosen.
+    A step with a tree of L levels of which the M likeliest nodes are verified is taken to last `a + b · M` seconds and
+    `f` for each of the drafter's forwards, and to emit `1 + c · Σ p` tokens, with p the probabilities of the nodes'
+    paths; a, b, c and f are fitted to the steps so far. L is chosen by what levels have brought on average, M by the
+    tree that was drafted, so that most tokens are emitted per second.
+
+    Args:
+        depth (`int`): levels of a whole tree.
+        two_levels (`bool`): whether the last level has no forward of its own.
     """
 
-    def __init__(self):
+    def __init__(self, depth: int, two_levels: bool = False):
+        self.depth, self._two_levels = min(depth, _TRIAL_DEPTH), two_levels
         self._steps = 0
         self._trials = 0  # drafted steps
         self._allowance, self._paused = _ALLOWANCE, False
-        self._plain = _Mean()
-        self._drafted_seconds = _Mean()
+        # seconds of plain steps; of drafted ones in all, without the drafting, and of each drafter forward
+        self._plain, self._drafted, self._verified, self._forward = _Mean(), _Mean(), _Mean(), _Mean()
+        self._planned = 0.0  # seconds of the next drafted step
+        self._gains = [_Mean() for _ in range(depth)]  # Σ p of each level
         self._expected, self._accepted = _Mean(), _Mean()
-        self._nodes, self._squares, self._products = _Mean(), _Mean(), _Mean()  # of M, M², M · seconds
+        # of M, M² and, without what drafting took, seconds and M · seconds
+        self._nodes, self._squares, self._seconds, self._products = _Mean(), _Mean(), _Mean(), _Mean()
         self._expectation: float | None = None
-        self._start = 0.0
+        self._start = self._drafting = 0.0
 
     def wants_tree(self) -> bool:
         """Starts a step. Whether to draft in it; if not, the target is run on the last token alone."""
-        self._start = time.perf_counter()
+        self._start, self._drafting = time.perf_counter(), 0.0
         self._steps += 1
         return self._steps not in _PLAIN_STEPS and not self._paused
 
@@ -55,18 +66,17 @@ class AdaptiveSchedule:
         self._expectation = None
         if tree.scores is None or tree.num_nodes == 1:
             return tree
-        scores, order = tree.scores[:, 1:].float().cpu().sort(descending=True, stable=True)
+        probabilities = tree.scores[:, 1:].float().cpu().exp()
+        self._drafting = time.perf_counter() - self._start
+        self._learn_levels(tree, probabilities)
+        probabilities, order = probabilities.sort(descending=True, stable=True)
         # accepted tokens of the M best, by the drafter's own account; of a batch, the mean of its rows
-        expected = scores.exp().cumsum(dim=-1).mean(dim=0)
-        if self._trials < _TRIALS - 1:
-            size = len(expected)
-        elif self._trials == _TRIALS - 1:  # another size, to tell a from b
-            size = max(1, len(expected) // 2)
-        else:
+        expected = probabilities.cumsum(dim=-1).mean(dim=0)
+        size = len(expected)
+        if self._trials >= _TRIALS:
             base, slope = self._cost()
-            rates = (1 + self._calibration() * expected) / (
-                base + slope * torch.arange(1, len(expected) + 1, device=expected.device)
-            )
+            nodes = torch.arange(1, size + 1, device=expected.device)
+            rates = (1 + self._calibration() * expected) / (self._drafting + base + slope * nodes)
             size = int(rates.argmax()) + 1
         self._expectation = float(expected[size - 1])
         return _best_nodes(tree, order[:, :size]) if size < len(expected) else tree
@@ -77,44 +87,82 @@ class AdaptiveSchedule:
         if nodes == 0:
             if self._steps > 1:
                 self._plain.add(seconds)
+                self._learn_cost(0, seconds)
                 self._allow(_ALLOWANCE_PER_STEP)
             return
         self._trials += 1
         if self._trials == 1:  # this step read the whole prompt
             return
         if self._trials > _TRIALS:  # what else ran on the machine is not the tree's fault
-            seconds = min(seconds, 3 * self._drafted_seconds.value)
-        self._drafted_seconds.add(seconds)
-        for mean, value in ((self._nodes, nodes), (self._squares, nodes**2), (self._products, nodes * seconds)):
-            mean.add(value)
+            seconds = min(seconds, 3 * self._drafted.value)
+        drafting = min(self._drafting, seconds)
+        self._drafted.add(seconds)
+        self._verified.add(seconds - drafting)
+        self._forward.add(drafting / self._num_forwards(tree.max_depth))
+        self._learn_cost(nodes, seconds - drafting)
         if self._expectation is not None:
             self._expected.add(self._expectation)
             self._accepted.add(num_emitted - 1)
+        self._plan()
         if self._plain.value > 0:
             self._allow(num_emitted - seconds / self._plain.value)
 
     def _allow(self, num_steps: float) -> None:
         """Adds to what drafting may lose, in plain steps, and lets it pause or go on."""
         self._allowance = min(max(self._allowance + num_steps, 0.0), _MOST_ALLOWANCE)
-        if self._allowance == 0:
+        if self._allowance < _ALLOWANCE_PER_STEP:
             self._paused = True
         elif self._paused:
-            self._paused = self._allowance < self._drafted_seconds.value / self._plain.value - 1
+            self._paused = self._allowance < self._planned / self._plain.value - 1
+
+    def _learn_levels(self, tree: DraftTree, probabilities: torch.Tensor) -> None:
+        depths = tree.depths[:, 1:].to(probabilities.device)
+        sums = probabilities.new_zeros(tree.max_depth + 1).scatter_add_(0, depths.flatten(), probabilities.flatten())
+        for gain, total in zip(self._gains, sums[1:].tolist(), strict=False):
+            gain.add(total / len(depths))
+
+    def _learn_cost(self, nodes: int, seconds: float) -> None:
+        for mean, value in (
+            (self._nodes, nodes),
+            (self._squares, nodes**2),
+            (self._seconds, seconds),
+            (self._products, nodes * seconds),
+        ):
+            mean.add(value)
 
     def _cost(self) -> tuple[float, float]:
-        """a and b: the line of least squares through the drafted steps."""
+        """a and b: the line of least squares through the steps."""
         variance = self._squares.value - self._nodes.value**2
         if variance < 1:
-            return self._drafted_seconds.value, 0.0
-        slope = (self._products.value - self._nodes.value * self._drafted_seconds.value) / variance
-        slope = min(max(slope, 0.0), self._drafted_seconds.value / max(1.0, self._nodes.value))
-        return self._drafted_seconds.value - slope * self._nodes.value, slope
+            return self._seconds.value, 0.0
+        slope = (self._products.value - self._nodes.value * self._seconds.value) / variance
+        slope = min(max(slope, 0.0), self._seconds.value / max(1.0, self._nodes.value))
+        return self._seconds.value - slope * self._nodes.value, slope
 
     def _calibration(self) -> float:
         """c"""
         if self._expected.count == 0 or self._expected.value == 0:
             return 1.0
         return min(max(self._accepted.value / self._expected.value, 0.1), 2.0)
+
+    def _num_forwards(self, depth: int) -> int:
+        return max(1, depth - self._two_levels)
+
+    def _plan(self) -> None:
+        """Chooses L."""
+        factor, expected, best_rate, best = self._calibration(), 0.0, 0.0, 1
+        last, ratio = 1.0, 1.0
+        for depth, gain in enumerate(self._gains, start=1):
+            if gain.count > 0:
+                last, ratio = gain.value, min(1.0, gain.value / max(last, 1e-9))
+            else:  # nothing is known of this level: less than of the one above it, as that was less
+                last *= ratio
+            expected += last
+            seconds = self._verified.value + self._forward.value * self._num_forwards(depth)
+            rate = (1 + factor * expected) / max(seconds, 1e-9)
+            if rate > best_rate:
+                best_rate, best, self._planned = rate, depth, seconds
+        self.depth = min(best + (self._trials % _DEEPER_EVERY == 0), len(self._gains))
 
 
 class _Mean:

@@ -35,9 +35,9 @@ from transformers import (
 
 from . import _compat
 from .answering import encode_conversation
+from .batch import Batch, JakiroGenerateOutput
 from .candidate_generator import TreeShape
 from .deepened import deepen as insert_layers
-from .generation import JakiroGenerateOutput, _Batch
 from .journal import Journal
 from .profiling import (
     TIMED_METHODS,
@@ -396,7 +396,7 @@ class Benchmark:
             What was measured, and each row's prompt and answer without padding.
         """
         # with `return_dict_in_generate`, which tells what was accepted, ended rows would stay in the batch
-        with method.ready(), calls_of(_Batch, "result") as drafted:
+        with method.ready(), calls_of(Batch, "result") as drafted:
             seconds, output = self._generate(method, inputs, temperature, seed)
         rows = trim_rows(output, inputs["attention_mask"], self.target.generation_config.eos_token_id)
         prompt_tokens = int(inputs["attention_mask"].sum())
@@ -418,7 +418,7 @@ class Benchmark:
             prefill.update(time=time.perf_counter(), seconds=dict(timer.seconds))
 
         reset_peak_memory(self._device)
-        with method.ready(), timer.running(), calls_of(_Batch, "result") as drafted:
+        with method.ready(), timer.running(), calls_of(Batch, "result") as drafted:
             shape = None
             if method.draft is not None:
                 shape = TreeShape.from_config(method.draft.config, method.options.get("num_assistant_tokens"))

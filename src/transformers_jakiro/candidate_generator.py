@@ -18,6 +18,7 @@ from transformers.generation import CandidateGenerator
 from ._compat import compiled_call
 from .configuration_jakiro import JakiroDraftConfig
 from .coupling import SamplingCoupling
+from .device import send
 from .draft_cache import DraftCache
 from .modeling_jakiro import JakiroDraftOutput
 from .target import Target
@@ -65,8 +66,11 @@ class TreeShape:
             top_k = width = 1 + max(rank for level in static_tree.levels for _, rank in level)
         else:
             fields = config.tree_fields(batch_size)
-            static_tree, depth, top_k = None, fields["tree_depth"], fields["tree_top_k"]
-            width, num_draft_tokens = fields["tree_width"], num_draft_tokens or fields["num_draft_tokens"]
+            num_draft_tokens = num_draft_tokens or fields["num_draft_tokens"]
+            # what a tree of so many nodes can hold: a chain at most, a level of leaves at most
+            static_tree, depth = None, min(fields["tree_depth"], num_draft_tokens)
+            top_k = min(fields["tree_top_k"], num_draft_tokens)
+            width = min(fields["tree_width"], max(1, num_draft_tokens - 1))
         two_levels = config.head_mode == "contrastive" and depth >= 2
         temperature = config.tree_temperature or max(sampling_temperature, _LEAST_TREE_TEMPERATURE)
         return cls(depth, top_k, width, num_draft_tokens, two_levels, static_tree, temperature)
@@ -81,6 +85,12 @@ class TreeShape:
         if self.depth <= max_depth:
             return self
         return replace(self, depth=max_depth, two_levels=False)
+
+    def with_depth(self, depth: int) -> "TreeShape":
+        """At most `depth` levels, of which the last one comes from the same branch as in the whole tree."""
+        if self.depth <= depth or self.static_tree is not None:
+            return self
+        return replace(self, depth=depth, two_levels=self.two_levels and depth >= 2)
 
 
 class JakiroCandidateGenerator(CandidateGenerator):
@@ -198,7 +208,7 @@ class JakiroCandidateGenerator(CandidateGenerator):
         if len(set(self._pending)) == 1:
             self._next_embeddings[:, self._pending[0] - 1] = embedding[:, 0]
         else:  # a row without tokens is finished, and what it drafts not looked at
-            last = torch.tensor(self._pending, device=self.device).clamp(min=1) - 1
+            last = send(self._pending, self.device).clamp(min=1) - 1
             self._next_embeddings.scatter_(1, last[:, None, None].expand_as(embedding), embedding)
 
     def _append_padding(self, attention_mask: torch.Tensor):
@@ -258,21 +268,25 @@ class JakiroCandidateGenerator(CandidateGenerator):
         """The column behind each row's pairs: `[B, 1]`, or `[1, 1]` where it is the same."""
         if min(lengths) == max(lengths):
             return torch.full((1, 1), lengths[0], device=self.device)
-        return torch.tensor(lengths, device=self.device)[:, None]
+        return send(lengths, self.device)[:, None]
 
-    def select(self, rows: torch.LongTensor) -> None:
-        """Goes on with these rows of the batch (`[R]`, increasing)."""
-        rows = rows.to(self.device)
-        kept = rows.tolist()
-        self._cache.select(rows)
-        self._lengths, self._pending = [self._lengths[row] for row in kept], [self._pending[row] for row in kept]
+    def select(self, kept: Sequence[int]) -> None:
+        """Goes on with these rows of the batch."""
+        rows = send(kept, self.device)
+        self._pending = [self._pending[row] for row in kept]
         longest = max(self._pending)
         self._features = self._features[rows, :longest]
         self._next_embeddings = self._next_embeddings[rows, :longest]
+        if self._padding is not None:
+            self._padding = self._padding[rows]
+        if not self._lengths:  # the prompt is yet to be fed
+            return
+        self._lengths = [self._lengths[row] for row in kept]
+        self._cache.select(rows)
         self._cache.truncate(max(self._lengths))
         self._mask.clear()
-        if self._padding is not None:
-            self._padding, self._num_pads = self._padding[rows], self._num_pads[rows]
+        if self._num_pads is not None:
+            self._num_pads = self._num_pads[rows]
 
     # -- drafting ----------------------------------------------------------------------------------------------------
 
@@ -531,7 +545,7 @@ class MaskBuffer:
             return self._write(min(past), block[None, None], padding)
         first = min(past)
         columns = torch.arange(first, max(past) + rows, device=self._device)
-        seen = torch.tensor(past, device=self._device)[:, None] + torch.arange(rows, device=self._device)
+        seen = send(past, self._device)[:, None] + torch.arange(rows, device=self._device)
         return self._write(first, self._hide(columns > seen[:, None, :, None]), padding)
 
     def extend(self, block: torch.Tensor | None, parents: torch.Tensor, width: int) -> torch.Tensor:
@@ -557,7 +571,7 @@ class MaskBuffer:
         first = min(past)
         if max(past) > first:
             columns = torch.arange(first, max(past), device=self._device)
-            behind = self._hide(columns >= torch.tensor(past, device=self._device)[:, None, None, None])
+            behind = self._hide(columns >= send(past, self._device)[:, None, None, None])
             block = torch.cat((behind.expand(-1, -1, block.shape[2], -1), block), dim=-1)
         return self._write(first, block, padding)
 
@@ -596,7 +610,7 @@ def _append(old: torch.Tensor, new: torch.Tensor, counts: Sequence[int]) -> torc
     if min(counts) == old.shape[1]:
         return torch.cat((old, new), dim=1)
     joined = torch.nn.functional.pad(old, (0, 0, 0, new.shape[1]))
-    columns = torch.tensor(counts, device=new.device)[:, None] + torch.arange(new.shape[1], device=new.device)
+    columns = send(counts, new.device)[:, None] + torch.arange(new.shape[1], device=new.device)
     joined.scatter_(1, columns[..., None].expand_as(new), new)
     return joined[:, : max(counts) + new.shape[1]]
 
@@ -605,7 +619,7 @@ def _last(values: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
     """The last of the first `counts` of each row: `[..., B, T, X]` → `[..., B, 1, X]`."""
     if min(counts) == values.shape[-2]:
         return values[..., -1:, :]
-    last = torch.tensor(counts, device=values.device).clamp(min=1) - 1
+    last = send(counts, values.device).clamp(min=1) - 1
     return values.gather(-2, last[:, None, None].expand(*values.shape[:-2], 1, values.shape[-1]))
 
 

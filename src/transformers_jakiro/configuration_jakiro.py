@@ -132,7 +132,8 @@ class JakiroDraftConfig(PreTrainedConfig):
         batch_trees (`dict[str, dict[str, int]]`, *optional*):
             Other trees for batches, where each node costs more: `tree_depth`, `tree_width`, `tree_top_k` and
             `num_draft_tokens` by the smallest batch size they are for, for example `{"4": {...}, "16": {...}}`.
-            `jakiro tune --batch-size 1 4 16` finds them. Default: the same trees for all.
+            `jakiro tune --batch-size 1 4 16` finds them. Default: as many nodes for all rows together as the other
+            fields say for one.
 
     Raises:
         ValueError: if fields contradict each other; the message names the rule and both values.
@@ -286,13 +287,17 @@ class JakiroDraftConfig(PreTrainedConfig):
             self._check_batch_tree(size, tree, vocabulary, num_tokens)
 
     def tree_fields(self, batch_size: int = 1) -> dict[str, int]:
-        """`tree_depth`, `tree_width`, `tree_top_k` and `num_draft_tokens` of the dynamic trees for a batch size."""
+        """
+        `tree_depth`, `tree_width`, `tree_top_k` and `num_draft_tokens` of the dynamic trees for a batch size. What
+        `batch_trees` does not say: as many nodes for all rows together as for one.
+        """
         sizes = [int(size) for size in self.batch_trees or {} if int(size) <= batch_size]
         if sizes:
             return dict(self.batch_trees[str(max(sizes))])
         return {
             **{name: getattr(self, name) for name in _TREE_FIELDS},
             "tree_width": self.tree_width or self.tree_top_k,
+            "num_draft_tokens": max(1, self.num_draft_tokens // batch_size),
         }
 
     def _check_batch_tree(self, size: str, tree: dict[str, int], vocabulary: str, num_tokens: int):

@@ -147,16 +147,24 @@ class BatchCoupling(SamplingCoupling):
         """The exponential numbers `[R, V]` of the next draw of each row (counted among all B), which is done then."""
         numbers = torch.stack([self._draw(self._next_draw[row])[row] for row in rows])
         for row in rows:
-            self._next_draw[row] += 1
+            self.advance(row, 1)
         return numbers
 
-    def noise(self, num_draws: int) -> torch.Tensor:
-        """Gumbel noise `[R, num_draws, V]` (float32) of the next tokens of each of the `rows`."""
+    def numbers(self, num_draws: int) -> torch.Tensor:
+        """The exponential numbers `[R, num_draws, V]` of the next draws of each of the `rows`."""
         draws = [
             torch.stack([self._draw(self._next_draw[row] + step)[row] for step in range(num_draws)])
             for row in self.rows
         ]
-        return -torch.stack(draws).log()
+        return torch.stack(draws)
+
+    def advance(self, row: int, num_draws: int) -> None:
+        """So many draws of a row (counted among all B) are done."""
+        self._next_draw[row] += num_draws
+
+    def noise(self, num_draws: int) -> torch.Tensor:
+        """Gumbel noise `[R, num_draws, V]` (float32) of the next tokens of each of the `rows`."""
+        return -self.numbers(num_draws).log()
 
     def finish(self) -> None:
         """Leaves the random generator as plain sampling does, which goes on until the last row has ended."""

@@ -13,18 +13,19 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from .batch import Batch
 from .candidate_generator import JakiroCandidateGenerator, TreeShape
-from .generation import _Batch, _TreeForward
 from .summary import PARTS
 from .target import DraftHead
 from .tree import DraftTree
+from .tree_forward import TreeForward
 
 # What each method does apart from the forwards in it. The mask of a tree counts as building it.
 TIMED_METHODS: tuple[tuple[type, str, str], ...] = (
     (JakiroCandidateGenerator, "propose", "tree"),
-    (_TreeForward, "run", "tree"),
-    (_Batch, "walk", "verification"),
-    (_TreeForward, "keep", "cache"),
+    (TreeForward, "run", "tree"),
+    (Batch, "walk", "verification"),
+    (TreeForward, "keep", "cache"),
 )
 
 
@@ -163,7 +164,8 @@ class StepRecorder(BatchRecorder):
 
     Args:
         on_prefill: called once the prompt's forward has given its token.
-        shape ([`TreeShape`], *optional*): of the trees.
+        shape ([`TreeShape`], *optional*): of whole trees; levels of others are not counted, as the last one of a tree
+            comes from another branch.
     """
 
     def __init__(self, on_prefill: Callable[[], None], shape: TreeShape | None = None):
@@ -175,7 +177,7 @@ class StepRecorder(BatchRecorder):
 
     def put_step(self, tokens: torch.LongTensor, tree: DraftTree | None, visited: list[int]) -> None:
         self.put(tokens)
-        if tree is None:
+        if tree is None or (self._shape is not None and tree.max_depth < self._shape.depth):
             return
         parents = set(tree.parents[0, 1:].tolist())
         for level, node in enumerate(visited, start=1):
@@ -184,7 +186,6 @@ class StepRecorder(BatchRecorder):
 
     def _count(self, level: int, accepted: bool) -> None:
         if level > len(self.levels):
-            # only a whole tree has this many levels, so that a level's branch never changes
             contrastive = self._shape is not None and self._shape.two_levels and level == self._shape.depth
             branch = "contrastive" if contrastive else "autoregressive"
             self.levels.append({"level": level, "branch": branch, "reached": 0, "accepted": 0})

@@ -13,6 +13,7 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import Cache, PreTrainedModel
 
+from .device import send
 from .tree import DraftTree
 
 SUPPORTED_IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention")
@@ -129,7 +130,7 @@ class TreeAttentionMask:
         self._prefix = shortest
         if longest > shortest:
             columns = torch.arange(shortest, longest, device=self._device)
-            behind = columns >= torch.tensor(lengths, device=self._device)[:, None, None, None]
+            behind = columns >= send(lengths, self._device)[:, None, None, None]
             self._buffer[..., shortest:longest] = behind * self._minimum
         self._buffer[:, 0, :num_nodes, longest:end] = block
         return self._buffer[:, :, :num_nodes, : self._capacity or end]
@@ -138,7 +139,7 @@ class TreeAttentionMask:
         self, tree: DraftTree, block: torch.Tensor, lengths: Sequence[int], cache: Cache, layer_idx: int, window: int
     ) -> torch.Tensor:
         offset = 0 if self._capacity else cache.get_mask_sizes(tree.num_nodes, layer_idx)[1]
-        prefix_lengths = torch.tensor(lengths, device=self._device)[:, None]  # [B, 1]
+        prefix_lengths = send(lengths, self._device)[:, None]  # [B, 1]
         indices = prefix_lengths + tree.depths.to(self._device)  # [B, n]
         first = (indices - window + 1)[:, None, :, None]  # the first token that a node still sees
         keys = torch.arange(offset, max(lengths), device=self._device)

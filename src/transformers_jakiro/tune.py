@@ -38,12 +38,13 @@ from .candidate_generator import JakiroCandidateGenerator, TreeShape
 from .configuration_jakiro import JakiroDraftConfig
 from .coupling import SamplingCoupling, can_couple, random_state, set_random_state
 from .files import write_json
-from .generation import _TreeForward
 from .profiling import calls_of, synchronize
 from .summary import Run, tokens_per_forward, tokens_per_second
 from .target import Target
 from .tasks import gather_prompts
 from .tree import DraftTree
+from .tree_attention import why_no_trees
+from .tree_forward import TreeForward
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -239,7 +240,15 @@ def whole_tree(config: JakiroDraftConfig, depth: int, width: int, sampling_tempe
     """The shape of trees with all of their candidates."""
     shape = TreeShape.from_config(config, sampling_temperature=sampling_temperature)
     all_nodes = TOP_K * (1 + (depth - 1) * width)
-    return replace(shape, depth=depth, width=width, top_k=TOP_K, num_draft_tokens=all_nodes, static_tree=None)
+    return replace(
+        shape,
+        depth=depth,
+        width=width,
+        top_k=TOP_K,
+        num_draft_tokens=all_nodes,
+        two_levels=config.head_mode == "contrastive" and depth >= 2,
+        static_tree=None,
+    )
 
 
 def path_ranks(tree: DraftTree, following: Sequence[int]) -> list[int]:
@@ -307,7 +316,8 @@ def target_costs(
     cache = DynamicCache(config=target.config)
     target(input_ids, past_key_values=cache, logits_to_keep=1)
     view, device = Target(target), input_ids.device
-    forward = _TreeForward(view, cache, GenerationConfig(), {}, batch_size, prompt_length)
+    chain_only = why_no_trees(target) is not None
+    forward = TreeForward(view, cache, GenerationConfig(), {}, batch_size, prompt_length, chain_only=chain_only)
     seconds: dict[int, list[float]] = {size: [] for size in sizes}
     for _ in range(rounds + 1):
         for size in sizes:
@@ -401,7 +411,7 @@ def step_seconds(benchmark: Benchmark, prompts: Sequence[str], shape: Shape) -> 
     Median seconds of a step of a greedy generation for a batch of prompts, from one forward of the target to the next.
     """
     method = shape.method(benchmark.draft)
-    with method.ready(), calls_of(_TreeForward, "run") as forwards:
+    with method.ready(), calls_of(TreeForward, "run") as forwards:
         benchmark.target.generate(
             **benchmark.encode_batch(prompts),
             **method.options,
