@@ -420,11 +420,59 @@ def _train_help(prog: str) -> str:
     return parser.format_help()
 
 
+def add_serve(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`jakiro serve TARGET DRAFT`"""
+    parser = subparsers.add_parser(
+        "serve",
+        help="serve a target with its drafter to OpenAI clients",
+        description="Serve a target with its drafter: transformers' own OpenAI-compatible server "
+        "(/v1/chat/completions, /v1/completions, /v1/responses, /v1/models), which answers one request at a time, in "
+        "the order of arrival. `transformers chat TARGET http://localhost:8000` talks to it. Needs "
+        "`pip install 'transformers-jakiro[serve]'`.",
+    )
+    parser.add_argument("target", metavar="TARGET", help="folder or Hub id; requests name it as it is given here")
+    parser.add_argument("draft", metavar="DRAFT", help="folder or Hub id of its drafter")
+    parser.add_argument("--host", default="localhost", help="address to listen at (localhost)")
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="port to listen at (8000)")
+    parser.add_argument(
+        "--num-assistant-tokens", type=int, metavar="N", help="nodes per tree (what the drafter's config says)"
+    )
+    parser.add_argument("--device", default="auto", metavar="D", help="where both models run: cpu, cuda:0, ... (auto)")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="precision of both models (auto)")
+    parser.add_argument(
+        "--attn-implementation", metavar="A", help="the target's attention: sdpa, eager, ... (its own)"
+    )
+    parser.add_argument("--quantization", choices=("bnb-4bit", "bnb-8bit"), help="of the target's weights (none)")
+    parser.add_argument("--compile", action="store_true", help="static caches, compiled forwards")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the models")
+    parser.add_argument(
+        "--default-seed", type=int, metavar="N", help="of the sampling, set once (none); requests may bring their own"
+    )
+    parser.add_argument("--enable-cors", action="store_true", help="allow requests from all web pages")
+    parser.add_argument(
+        "--log-level",
+        default="info",
+        choices=("debug", "info", "warning", "error"),
+        help="what is logged; info (default) has a line with the speed of each answer",
+    )
+
+    def run(args: argparse.Namespace) -> None:
+        try:
+            from transformers_jakiro.serving import run_serve
+
+            run_serve(**_arguments(args))
+        except KeyboardInterrupt:  # the way to end it
+            pass
+
+    parser.set_defaults(run=run)
+
+
 COMMANDS = (
     add_train,
     add_demo,
     add_chat,
     add_ui,
+    add_serve,
     add_bench,
     add_tune,
     add_regenerate,
@@ -442,7 +490,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv (`Sequence[str]`, *optional*): arguments without the program's name; default `sys.argv`.
 
     Returns:
-        `int`: exit code, 1 after an error of the user's (wrong input, absent file), printed as one message.
+        `int`: exit code, 1 after an error of the user's (wrong input, absent file or package), printed as one message.
 
     Raises:
         SystemExit: after `--help` and `--version` (code 0) and for unknown arguments (code 2).
@@ -466,7 +514,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parser.parse_args(argv)
     try:
         args.run(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, NotImplementedError, ImportError) as error:
         if args.debug:
             raise
         print(f"jakiro: error: {error}", file=sys.stderr)

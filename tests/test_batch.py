@@ -428,6 +428,7 @@ def test_the_drafter_reads_each_row_as_if_it_were_alone():
     """A row's trees do not depend on the others, nor on how far these have got."""
     target = make_target()
     draft = make_drafter(target)
+    draft.config.batch_trees = {"2": draft.config.tree_fields()}  # no smaller ones
     inputs = make_batch()
     proposed: list[tuple[list[int], DraftTree]] = []
     propose = JakiroCandidateGenerator.propose

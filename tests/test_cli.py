@@ -108,6 +108,7 @@ def test_help_and_version(capsys):
         (["bench", "--help"], "--assistant-early-exit N"),
         (["regenerate", "--help"], "--max-new-tokens N"),
         (["push", "--help"], "--remote-code"),
+        (["serve", "--help"], "--num-assistant-tokens N"),
         (["--version"], f"jakiro {version('transformers-jakiro')}\n"),
     ):
         with pytest.raises(SystemExit) as stop:

@@ -2,19 +2,24 @@
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """
 The only file that touches what transformers does not promise to keep: private methods of `GenerationMixin`, private
-attributes of `GenerationConfig`, how `from_pretrained` finds adapters and ends loading, and the insides of its cache
-layers. Checked against transformers 5.15 and 5.23; a test pins the signatures.
+attributes of `GenerationConfig`, how pipelines load assistants, how `from_pretrained` finds adapters and ends loading,
+and the insides of its cache layers. (`serving.py` does so for `transformers serve`.) Checked against transformers 5.15
+and 5.23; a test pins the signatures.
 """
 
 import copy
 import functools
 import inspect
+import os
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
+    AutoModel,
     Cache,
     CompileConfig,
     EncoderNoRepeatNGramLogitsProcessor,
@@ -37,6 +42,7 @@ from transformers.cache_utils import (
 )
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
 from transformers.integrations.peft import maybe_load_adapters
+from transformers.pipelines import base as pipelines
 
 from .device import send
 
@@ -58,6 +64,7 @@ _HOOKED = {
     "_prepare_generation_config": ("self", "generation_config", "kwargs"),
 }
 _CALLED = {"_prefill": ("self", "input_ids", "generation_config", "model_kwargs")}
+_HOOKED_IN_PIPELINES = {"load_assistant_model": ("model", "assistant_model", "assistant_tokenizer")}
 _ORIGINAL = "_transformers_jakiro_original"
 _LOOPS = "_transformers_jakiro_loops"
 _EXPLICIT = "_explicit_num_assistant_tokens"
@@ -70,14 +77,16 @@ class IncompatibleTransformersError(RuntimeError):
 
 def check_signatures():
     """Raises [`IncompatibleTransformersError`] if a method this package relies on is gone or changed."""
-    for name, expected in {**_HOOKED, **_CALLED}.items():
-        method = inspect.unwrap(getattr(GenerationMixin, name, lambda: None))
-        missing = [parameter for parameter in expected if parameter not in inspect.signature(method).parameters]
+    names = [(GenerationMixin, name, expected) for name, expected in {**_HOOKED, **_CALLED}.items()]
+    names += [(pipelines, name, expected) for name, expected in _HOOKED_IN_PIPELINES.items()]
+    for owner, name, expected in names:
+        function = inspect.unwrap(getattr(owner, name, lambda: None))
+        missing = [parameter for parameter in expected if parameter not in inspect.signature(function).parameters]
         if missing:
             import transformers
 
             raise IncompatibleTransformersError(
-                f"`GenerationMixin.{name}` of transformers {transformers.__version__} lacks the parameters {missing} "
+                f"`{owner.__name__}.{name}` of transformers {transformers.__version__} lacks the parameters {missing} "
                 "that `generate(assistant_model=<Jakiro drafter>)` relies on. Install a version this package was "
                 "tested with (`pip install 'transformers>=5.15,<=5.23'`), or upgrade transformers-jakiro."
             )
@@ -86,8 +95,9 @@ def check_signatures():
 def install_hook(is_ours: Callable[[Any], bool], validate: Callable[..., None], decode: Callable[..., Any]) -> None:
     """
     Lets `generate(assistant_model=...)` of every model use `decode` for the assistants that `is_ours`, and only for
-    them. Idempotent; [`remove_hook`] takes it back. Copies of this code in one process (the package, and what was
-    loaded with checkpoints) share the hook: the first one installs it, each adds its loop for its own drafters.
+    them, and `pipeline(..., assistant_model=...)` take them or their folder or Hub id. Idempotent; [`remove_hook`]
+    takes it back. Copies of this code in one process (the package, and what was loaded with checkpoints) share the
+    hook: the first one installs it, each adds its loop for its own drafters.
 
     Args:
         is_ours: tells our assistants.
@@ -125,28 +135,40 @@ def install_hook(is_ours: Callable[[Any], bool], validate: Callable[..., None], 
         # `generate` fills in a default of 20: remember whether the number was asked for
         explicit = kwargs.get("num_assistant_tokens")
         for config in (generation_config, self.generation_config):
-            if explicit is None and config is not None:
-                explicit = config.num_assistant_tokens
+            if explicit is None and config is not None:  # pipelines of 5.15 prepare theirs themselves, before
+                explicit = getattr(config, _EXPLICIT, config.num_assistant_tokens)
         prepared, model_kwargs = original(self, generation_config, *args, **kwargs)
         setattr(prepared, _EXPLICIT, explicit)
         return prepared, model_kwargs
 
-    for name, wrapper in (
-        ("_assisted_decoding", assisted_decoding),
-        ("_validate_generation_mode", validate_generation_mode),
-        ("_prepare_generation_config", prepare_generation_config),
+    def load_assistant_model(original, model, assistant_model, assistant_tokenizer):
+        # the original wants a tokenizer beside each assistant, or the same special tokens: a drafter needs neither
+        drafter = assistant_model
+        if isinstance(drafter, str | os.PathLike):
+            config = AutoConfig.from_pretrained(drafter)
+            if any(is_ours(SimpleNamespace(config=config)) for is_ours, _, _ in loops):
+                drafter = AutoModel.from_pretrained(drafter, dtype=model.dtype).to(model.device)
+        if any(is_ours(drafter) for is_ours, _, _ in loops):
+            return drafter, None
+        return original(model, assistant_model, assistant_tokenizer)
+
+    for owner, name, wrapper in (
+        (GenerationMixin, "_assisted_decoding", assisted_decoding),
+        (GenerationMixin, "_validate_generation_mode", validate_generation_mode),
+        (GenerationMixin, "_prepare_generation_config", prepare_generation_config),
+        (pipelines, "load_assistant_model", load_assistant_model),
     ):
-        setattr(GenerationMixin, name, _bind(wrapper, getattr(GenerationMixin, name)))
+        setattr(owner, name, _bind(wrapper, getattr(owner, name)))
     setattr(GenerationMixin._assisted_decoding, _LOOPS, loops)
 
 
 def _bind(wrapper: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    def method(self, *args, **kwargs):
-        return wrapper(original, self, *args, **kwargs)
+    def hooked(*args, **kwargs):
+        return wrapper(original, *args, **kwargs)
 
-    setattr(method, _ORIGINAL, original)
-    return method
+    setattr(hooked, _ORIGINAL, original)
+    return hooked
 
 
 def is_hook_installed() -> bool:
@@ -155,16 +177,17 @@ def is_hook_installed() -> bool:
 
 def remove_hook(is_ours: Callable[[Any], bool]) -> None:
     """
-    Takes back the loop that was installed with `is_ours`, and with the last one the hook: `GenerationMixin` gets its
-    own methods back. Does nothing if it is not installed.
+    Takes back the loop that was installed with `is_ours`, and with the last one the hook: `GenerationMixin` and the
+    pipelines get their own functions back. Does nothing if it is not installed.
     """
     if not is_hook_installed():
         return
     loops = getattr(GenerationMixin._assisted_decoding, _LOOPS)
     loops[:] = [loop for loop in loops if loop[0] is not is_ours]
     if not loops:
-        for name in _HOOKED:
-            setattr(GenerationMixin, name, getattr(getattr(GenerationMixin, name), _ORIGINAL))
+        for owner, names in ((GenerationMixin, _HOOKED), (pipelines, _HOOKED_IN_PIPELINES)):
+            for name in names:
+                setattr(owner, name, getattr(getattr(owner, name), _ORIGINAL))
 
 
 # -- generation ------------------------------------------------------------------------------------------------------

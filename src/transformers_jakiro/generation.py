@@ -77,7 +77,7 @@ def check_request(model: PreTrainedModel, draft_model: PreTrainedModel, generati
             "be drafted for it. Leave out `assistant_model`."
         )
     Target(model).check_fits(draft_model.config)
-    if generation_config.num_beams > 1:
+    if (generation_config.num_beams or 1) > 1:
         raise ValueError(
             f"Drafting needs `num_beams=1`, got {generation_config.num_beams}: beam search would run without the "
             "drafter. Leave out `num_beams` or `assistant_model`."
@@ -249,7 +249,8 @@ def jakiro_generate(
 def install_generation_hook() -> None:
     """
     Lets `target.generate(assistant_model=draft)` of every causal language model use the tree loop when `draft` is a
-    Jakiro drafter. Other assistants behave as before. Idempotent; importing the package does it.
+    Jakiro drafter, and `pipeline(..., assistant_model=draft)` take it, also as a folder or Hub id. Other assistants
+    behave as before. Idempotent; importing the package does it.
 
     Raises:
         IncompatibleTransformersError: if the installed transformers lacks what the hook relies on.
