@@ -113,6 +113,59 @@ def add_demo(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.set_defaults(run=run)
 
 
+def _add_shown_pair(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--target", metavar="T", help="folder or Hub id (the small pair that ships)")
+    parser.add_argument("--draft", metavar="D", help="its drafter: folder or Hub id")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, metavar="D", help="precision of both models (float32 for what ships, else auto)"
+    )
+    parser.add_argument(
+        "--temperature", type=float, metavar="T", help="0 is greedy (what the target's generation config says)"
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="per answer (256)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling (0)")
+
+
+def add_chat(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`jakiro chat`"""
+    parser = subparsers.add_parser(
+        "chat",
+        help="chat with a target and its drafter in the terminal",
+        description="Chat with a target and its drafter in the terminal. Answers appear as they are written, what was "
+        "drafted and accepted in colour. The commands are those of `transformers chat`: !help lists them.",
+    )
+    _add_shown_pair(parser)
+    parser.add_argument("--system-prompt", metavar="TEXT", help="what conversations begin with (none)")
+    parser.add_argument("--no-draft", action="store_true", help="plain generate, to compare")
+
+    def run(args: argparse.Namespace) -> None:
+        from transformers_jakiro.chat import run_chat
+
+        run_chat(**_arguments(args))
+
+    parser.set_defaults(run=run)
+
+
+def add_ui(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """`jakiro ui`"""
+    parser = subparsers.add_parser(
+        "ui",
+        help="watch a drafter at work in the browser",
+        description="Serve a page on this machine that shows an answer being written, what was drafted in it, the "
+        "tree of every step, and the same answer from plain generate. Needs the extra `ui`.",
+    )
+    _add_shown_pair(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    parser.add_argument("--port", type=int, metavar="N", help="port to listen on (7860, or the next free one)")
+
+    def run(args: argparse.Namespace) -> None:
+        from transformers_jakiro.ui import run_ui
+
+        run_ui(**_arguments(args))
+
+    parser.set_defaults(run=run)
+
+
 def _add_pair_and_prompts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "files",
@@ -414,7 +467,19 @@ def add_serve(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser.set_defaults(run=run)
 
 
-COMMANDS = (add_train, add_demo, add_serve, add_bench, add_tune, add_regenerate, add_features, add_convert, add_push)
+COMMANDS = (
+    add_train,
+    add_demo,
+    add_chat,
+    add_ui,
+    add_serve,
+    add_bench,
+    add_tune,
+    add_regenerate,
+    add_features,
+    add_convert,
+    add_push,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

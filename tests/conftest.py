@@ -42,6 +42,24 @@ def kill_at_call(number: int, function: Callable[..., Any]) -> Callable[..., Any
 
 
 @pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium, driven by Playwright."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    with playwright.sync_playwright() as driver:
+        candidates = [*map(shutil.which, names), driver.chromium.executable_path]
+        path = next((path for path in candidates if path and Path(path).exists()), None)
+        if path is None:
+            pytest.skip(f"needs Chromium: none of {', '.join(names)} is on the PATH (apt-get install chromium)")
+        # without a sandbox, as it may be run as root, and without calls home
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+        flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+        chromium = driver.chromium.launch(executable_path=path, args=flags)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="session")
 def golden(request) -> Path:
     """Numbers of the published implementation; they live next to the repository, not in it."""
     path = request.config.rootpath.parent / "shared" / "golden"

@@ -103,6 +103,8 @@ def test_help_and_version(capsys):
         (["--help"], "convert a published Jakiro"),
         (["convert", "--help"], "--dtype D"),
         (["features", "--help"], "--shard-size S"),
+        (["chat", "--help"], "--system-prompt TEXT"),
+        (["ui", "--help"], "--port N"),
         (["bench", "--help"], "--assistant-early-exit N"),
         (["regenerate", "--help"], "--max-new-tokens N"),
         (["push", "--help"], "--remote-code"),

@@ -34,6 +34,7 @@ from transformers import (
 )
 
 from . import _compat
+from .answering import encode_conversation
 from .batch import Batch, JakiroGenerateOutput
 from .candidate_generator import TreeShape
 from .deepened import deepen as insert_layers
@@ -270,13 +271,7 @@ class Benchmark:
         """
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
-        if self.tokenizer.chat_template is None:
-            inputs = self.tokenizer("\n\n".join(message["content"] for message in messages), return_tensors="pt")
-        else:
-            inputs = self.tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=True, return_tensors="pt", return_dict=True
-            )
-        return {name: inputs[name].to(self._device) for name in ("input_ids", "attention_mask")}
+        return encode_conversation(self.tokenizer, messages, self._device)
 
     def encode_batch(self, conversations: Sequence[str | Sequence[Mapping[str, str]]]) -> dict[str, torch.Tensor]:
         """Several of them, padded on the left: `input_ids` and `attention_mask`, `[B, T]`."""

@@ -2,62 +2,29 @@
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """`jakiro demo`: answers prompts with the pair that ships, shows what was drafted, compares with plain `generate`."""
 
-import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase
 
-from .benchmark import tokens_per_forward
+from .answering import PAIR, Pair, Step, shipped_prompts
+from .summary import tokens_per_forward
 from .tree import DraftTree
 
-PAIR = Path(__file__).parent / "pair"
 ACCEPTED = "bold green"
 
 
-class DemoStreamer:
-    """
-    Prints an answer as it is written, accepted runs in colour, or in [brackets] where there are no colours.
-    A [`~transformers_jakiro.StepStreamer`].
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, console: Console):
-        self._tokenizer, self._console = tokenizer, console
-        self._tokens: list[int] = []
-        self._printed = 0
-        self.best_step: tuple[DraftTree, list[int]] | None = None  # the step that accepted most
-
-    def put(self, value: torch.Tensor) -> None:
-        """The prompt, which is not printed again."""
-
-    def put_step(self, tokens: torch.LongTensor, tree: DraftTree | None, visited: list[int]) -> None:
-        *accepted, own = tokens.tolist()
-        if accepted:
-            self._print(accepted, accepted=True)
-        self._print([own], accepted=False)
-        if tree is not None and (self.best_step is None or len(visited) > len(self.best_step[1])):
-            self.best_step = (tree, visited)
-
-    def end(self) -> None:
-        self._console.print()
-
-    def _print(self, tokens: list[int], accepted: bool) -> None:
-        self._tokens.extend(tokens)
-        text = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
-        if text.endswith("\ufffd"):  # a character whose last bytes are still to come
-            return
-        new, self._printed = text[self._printed :], len(text)
-        if accepted and new and self._console.color_system is None:
-            new = f"[{new}]"
-        self._console.print(Text(new, style=ACCEPTED if accepted else ""), end="", soft_wrap=True)
+def print_step(step: Step, console: Console) -> None:
+    """A step's text, its accepted run in colour, or in [brackets] where there are no colours."""
+    for text, accepted in step.runs:
+        if accepted and console.color_system is None:
+            text = f"[{text}]"
+        console.print(Text(text, style=ACCEPTED if accepted else ""), end="", soft_wrap=True)
 
 
 @dataclass
@@ -98,22 +65,15 @@ def run_demo(
         show_tree: draw the tree of the step that accepted most.
 
     Raises:
-        ValueError: if a prompt is empty or only one of `target` and `draft` is given.
+        ValueError: if a prompt is empty, only one of `target` and `draft` is given, or the two do not fit.
     """
-    if (target is None) != (draft is None):
-        raise ValueError("`--target` and `--draft` belong together: give both, or none for the pair that ships.")
     if any(not prompt.strip() for prompt in prompts):
         raise ValueError("A prompt is empty. Give some text to answer.")
     console = console or Console(highlight=False)
     if not prompts:
-        lines = (PAIR / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
-        prompts = [json.loads(line)["prompt"] for line in lines[:num_prompts]]
-    target_path = target or PAIR / "target"
-    tokenizer = AutoTokenizer.from_pretrained(target_path)
-    target_model = AutoModelForCausalLM.from_pretrained(target_path, dtype=dtype).eval()
-    draft_model = AutoModel.from_pretrained(draft or PAIR / "draft", dtype=dtype).eval()
-    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    settings = {**sampling, "max_new_tokens": max_new_tokens}
+        prompts = shipped_prompts()[:num_prompts]
+    pair = Pair.load(target, draft, dtype)
+    settings = {"seed": seed, "max_new_tokens": max_new_tokens, "temperature": temperature}
     if draft is None:
         console.print(
             "A toy target of a few million parameters, trained on grade-school math: fluent, often wrong. "
@@ -125,39 +85,29 @@ def run_demo(
         + Text(", the rest is the target's own.\n")
     )
     total = DemoResult()
-    for index, prompt in enumerate(prompts):
-        inputs = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-        inputs = {name: inputs[name].to(target_model.device) for name in ("input_ids", "attention_mask")}
-        if index == 0:  # warm-up of both
-            target_model.generate(**inputs, max_new_tokens=8, do_sample=False)
-            target_model.generate(**inputs, max_new_tokens=8, do_sample=False, assistant_model=draft_model)
+    for prompt in prompts:
+        messages = [{"role": "user", "content": prompt}]
         console.print(f"[bold]{escape(prompt)}[/bold]", soft_wrap=True)
-        streamer = DemoStreamer(tokenizer, console)
-        set_seed(seed)
-        start = time.perf_counter()
-        output = target_model.generate(
-            **inputs, **settings, assistant_model=draft_model, streamer=streamer, return_dict_in_generate=True
-        )
-        seconds = time.perf_counter() - start
-        set_seed(seed)
-        start = time.perf_counter()
-        plain = target_model.generate(**inputs, **settings)
-        plain_seconds = time.perf_counter() - start
-        prompt_length = inputs["input_ids"].shape[1]
-        result = DemoResult(
-            identical=int(torch.equal(plain, output.sequences)),
+        answer = pair.answer(messages, **settings)
+        for step in answer:
+            print_step(step, console)
+        console.print()
+        plain = pair.answer(messages, drafted=False, **settings)
+        for _ in plain:
+            pass
+        total += DemoResult(
+            identical=int(plain.tokens == answer.tokens),
             prompts=1,
-            plain_tokens=plain.shape[1] - prompt_length,
-            plain_seconds=plain_seconds,
-            tokens=output.sequences.shape[1] - prompt_length,
-            seconds=seconds,
-            accept_lengths=output.accept_lengths[0],
+            plain_tokens=plain.num_tokens,
+            plain_seconds=plain.seconds,
+            tokens=answer.num_tokens,
+            seconds=answer.seconds,
+            accept_lengths=answer.accept_lengths,
         )
-        total += result
-        if show_tree and streamer.best_step is not None:
-            console.print(draw_tree(*streamer.best_step, tokenizer, colour=console.color_system is not None))
+        best = max((step for step in answer.steps if step.tree), key=lambda step: len(step.visited), default=None)
+        if show_tree and best is not None:
+            colour = console.color_system is not None
+            console.print(draw_tree(best.tree, best.visited, pair.tokenizer, colour=colour))
         console.print()
     console.print(comparison_table(total))
     return total
@@ -199,3 +149,6 @@ def comparison_table(total: DemoResult) -> Table:
         f"{total.identical}/{total.prompts}",
     )
     return table
+
+
+__all__ = ["PAIR", "DemoResult", "comparison_table", "draw_tree", "run_demo"]

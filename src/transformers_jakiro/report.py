@@ -9,6 +9,7 @@ that holds them all.
 
 import base64
 import html
+import re
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -524,7 +525,8 @@ _PAGE = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #24292f; max-width: 1060px; margin: 2em auto; padding: 0 1em; }}
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #24292f; max-width: 1060px; margin: 2em auto; padding: 0 1em;
+  overflow-wrap: anywhere; }}
 h1 {{ font-size: 1.5em; }} h2 {{ font-size: 1.15em; margin-top: 2em; }}
 img {{ max-width: 100%; height: auto; }}
 .wide {{ overflow-x: auto; }}
@@ -534,6 +536,7 @@ th:first-child, td:first-child {{ text-align: left; }}
 th {{ border-bottom: 2px solid #8c959f; }}
 .mean td {{ font-weight: 600; }}
 .note {{ color: #57606a; }}
+code {{ font-size: .9em; background: #f6f8fa; padding: .1em .3em; border-radius: 3px; }}
 pre {{ overflow-x: auto; background: #f6f8fa; padding: 1em; font-size: 12px; }}
 </style>
 </head>
@@ -565,7 +568,8 @@ def html_page(payload: dict[str, Any], plots: dict[str, Path]) -> str:
         body.append("</tbody></table></div>")
     body.append("<h2>What the figures mean</h2>\n<ul>")
     methods = [f"{method['name']}: {method['description']}" for method in payload["methods"]]
-    body += [f"<li>{escape(text)}</li>" for text in (*methods, *NOTES, *_left_out(payload))]
+    texts = [escape(text) for text in (*methods, *NOTES, *_left_out(payload))]
+    body += ["<li>" + re.sub("`([^`]+)`", r"<code>\1</code>", text) + "</li>" for text in texts]
     made = json.dumps(payload["provenance"], indent=1)
     body.append(f"</ul>\n<details><summary>Provenance</summary><pre>{escape(made)}</pre></details>")
     return _PAGE.format(title=escape(payload["label"]), body="\n".join(body))
