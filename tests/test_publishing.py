@@ -74,7 +74,7 @@ def target_card(monkeypatch, tmp_path):
         file = tmp_path / "target_card.md"
         file.write_text(f"---\n{metadata}\n---\n\n# Target\n")
 
-        def download(repo_id, filename, revision=None):
+        def download(repo_id, filename, revision=None, token=None):
             assert (repo_id, filename) == ("org/target", "README.md")
             return str(file)
 
