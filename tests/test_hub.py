@@ -18,6 +18,7 @@ import transformers_jakiro
 from transformers_jakiro.demo import PAIR
 
 SRC = Path(transformers_jakiro.__file__).parents[1]
+EXAMPLES = Path(__file__).parents[1] / "examples"
 DRAFTER_FILES = {"README.md", "config.json", "model.safetensors"}
 BEGIN = """
 import json, sys
@@ -298,3 +299,19 @@ found = [type(draft).__module__, drafted(draft)]
     module, num_drafted = run(code, bare_python, token=None)
     assert module.startswith("transformers_modules.alice.trained.")
     assert num_drafted > 0
+
+
+def test_example(hub, run):
+    """`examples/convert_and_publish.py` with a repository."""
+    run(
+        f"""
+import runpy
+sys.path.insert(0, {str(EXAMPLES)!r})
+sys.argv = ["convert_and_publish.py", "--repo-id", "alice/converted", "--license", "mit"]
+runpy.run_path({str(EXAMPLES / "convert_and_publish.py")!r}, run_name="__main__")
+found["drafted"] = drafted(AutoModel.from_pretrained("alice/converted"))
+"""
+    )
+    files = hub.repositories["alice/converted"].main.files
+    assert files.keys() >= DRAFTER_FILES | {"remote_code.py"}
+    assert ModelCard(files["README.md"].decode()).data.license == "mit"
