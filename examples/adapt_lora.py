@@ -10,6 +10,16 @@ and after, on prompts that were held out. Then it generates, with the adapter an
         --per_device_train_batch_size 8 --num_train_epochs 2 --bf16
 
 All arguments of `JakiroTrainingArguments` may be given.
+
+Hardware: one thread of a busy 2-core x86 server CPU (AMD EPYC), no GPU. Time: 1.5 to 2.5 minutes. Result: on 30
+held-out questions 5.24 tokens per forward before, 5.50 after; the target's likeliest token is the drafter's in 79 %
+and 83 %. It is little, as the drafter knows such questions already: the further your domain is from what it was
+trained on, the more there is to gain.
+
+For a 7B model (not run here): `--bf16`, one GPU, `--num_rows 5000` and up of what your users really ask,
+`--max_new_tokens 512 --max_length 1024`. The drafter is all that is trained; the target takes 14 GB and no gradients.
+If the acceptance on the held-out prompts gets worse, lower `--learning_rate`. With several GPUs let `jakiro
+regenerate` write the answers first, and train with `accelerate launch`.
 """
 
 from dataclasses import dataclass, field
@@ -35,7 +45,7 @@ class ScriptArguments:
     num_rows: int = field(default=300, metadata={"help": "Prompts to use."})
     num_eval_rows: int = field(default=30, metadata={"help": "Of these, how many to hold out."})
     max_new_tokens: int = field(default=128, metadata={"help": "Per answer."})
-    answers: str = field(default="answers.jsonl", metadata={"help": "File for the target's answers."})
+    answers: str = field(default="target-answers.jsonl", metadata={"help": "File for the target's answers."})
     merged_dir: str = field(default="adapted-draft", metadata={"help": "Folder for the merged drafter."})
     rank: int = field(default=16, metadata={"help": "Of the adapter."})
 

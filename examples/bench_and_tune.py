@@ -9,6 +9,15 @@ against plain `generate`, the published tree and prompt lookup. Ends with pictur
         --dtype bfloat16 --limit 10 --max-new-tokens 256 --batch-size 1 4
 
 The same as `jakiro tune --output` and `jakiro bench --output`, whose `--help` tells what else can be chosen.
+
+Hardware: one thread of a busy 2-core x86 server CPU (AMD EPYC), no GPU. Time: 2 to 3 minutes. Result: of three prompts
+the tuned tree (6 levels, 2 nodes wide, 11 or 22 nodes) makes 1.6 to 1.8 times the speed of plain `generate` at T = 0
+and 1.3 to 1.4 times at T = 1; the published tree of 59 nodes 1.1 to 1.5 times and 1.0 times. Three prompts are few and
+the machine was busy: two runs differ by this much, and may choose different trees.
+
+For a 7B model (not run here): `--dtype bfloat16 --limit 10 --max-new-tokens 256`, prompts of the kind your users ask,
+on the very machine and GPU that will serve, with nothing else on it; the models are put on the GPU by themselves.
+Expect larger trees: a GPU checks 60 nodes in about the time of one.
 """
 
 import argparse

@@ -8,6 +8,14 @@ without this package. With `--repo-id` it is pushed there.
     python examples/convert_and_publish.py                        # the pair that ships, no network
     python examples/convert_and_publish.py --checkpoint org/EAGLE-drafter --target org/target --license apache-2.0 \\
         --repo-id me/my-drafter
+
+Hardware: one thread of a busy 2-core x86 server CPU (AMD EPYC), no GPU. Time: 8 seconds. Result: a folder of 20 files,
+1.9 MB; the same tokens as plain `generate`, 2.42 per forward of the target. (The drafter that ships gives 5.9 here;
+that layout does not hold its final norm, which it was trained with.)
+
+For a 7B model (not run here): `--dtype bfloat16 --device-map auto`; the checkpoint has 0.5 to 1 GB. Measure the pair
+with `jakiro bench --output report` first and give `--results report/results.json`: no other figures get into the model
+card. Log in with `hf auth login`. For a licence other than the target's own ask whoever trained the drafter.
 """
 
 import argparse
@@ -45,6 +53,7 @@ def main():
     parser.add_argument("--license", default="apache-2.0", help="of the drafter (apache-2.0)")
     parser.add_argument("--results", nargs="*", default=[], help="results.json of `jakiro bench`, for the model card")
     parser.add_argument("--dtype", default="float32", help="precision of the comparison (float32)")
+    parser.add_argument("--device-map", help='where the target goes, for example "auto" (CPU)')
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         checkpoint = args.checkpoint or original_checkpoint(Path(temporary) / "original")
@@ -63,11 +72,11 @@ def main():
     print(re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), flags=re.S)[1])
 
     tokenizer = AutoTokenizer.from_pretrained(args.target)
-    target = AutoModelForCausalLM.from_pretrained(args.target, dtype=args.dtype)
-    draft = AutoModel.from_pretrained(folder, dtype=target.dtype)
+    target = AutoModelForCausalLM.from_pretrained(args.target, dtype=args.dtype, device_map=args.device_map)
+    draft = AutoModel.from_pretrained(folder, dtype=target.dtype).to(target.device)
     inputs = tokenizer.apply_chat_template(
         [{"role": "user", "content": QUESTION}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
-    )
+    ).to(target.device)
     options = {**inputs, "do_sample": False, "max_new_tokens": 64}
     output = target.generate(**options, assistant_model=draft, return_dict_in_generate=True)
     print(f"same tokens as plain generate: {torch.equal(output.sequences, target.generate(**options))}")

@@ -6,6 +6,14 @@ plain `generate`: the same text, in fewer forwards of the target.
 
     python examples/generate.py                                   # the pair that ships, no network
     python examples/generate.py --target org/target --draft org/drafter-for-target "Why is the sky blue?"
+
+Hardware: one thread of a busy 2-core x86 server CPU (AMD EPYC), no GPU. Time: 7 seconds, nearly all of it imports.
+Result: 66 greedy tokens in 12 forwards of the target (5.9 per forward), 0.19 s instead of 0.35 s; 108 sampled tokens
+in 34 forwards (3.2 per forward), 0.62 s instead of 0.64 s; the same tokens as plain `generate` each time.
+
+For a 7B model (not run here): `--dtype bfloat16 --device-map auto`. The default attention (sdpa) verifies trees; flash
+attention only chains. In bfloat16 a rounding may now and then choose another token, see the README. Leave
+`--num-assistant-tokens` to the drafter, or let `bench_and_tune.py` find what is fastest on your machine.
 """
 
 import argparse

@@ -8,6 +8,15 @@ Answers a file of prompts in batches and writes the answers to another. Stopped 
 
 Prompts are JSON lines with `prompt` (a text) or `messages`, and perhaps `id`; of a file with another ending each line
 is one. Answers are JSON lines with `id` (default: the number of the row) and `answer`, the longest prompts' first.
+
+Hardware: one thread of a busy 2-core x86 server CPU (AMD EPYC), no GPU. Time: 10 to 15 seconds. Result: 21 answers of
+1,618 tokens in batches of 4, the same as without a drafter; in four runs in turn 3.3, 5.8, 6.4 and 4.4 s with it, 4.4,
+11.0, 5.2 and 12.3 s without, so about 1.5 times as fast, as far as such a machine can tell.
+
+For a 7B model (not run here): `--dtype bfloat16 --device-map auto --batch-size 16 --max-new-tokens 1024`. Each token
+of each row takes 0.5 MB of cache where all heads have their own keys (Llama 2), 0.13 MB in Llama 3 8B. The more rows,
+the fewer nodes pay: `bench_and_tune.py --batch-size 1 4 16` finds how many, and says from which batch on plain
+`generate` is faster. Several GPUs: a part of the file for each process, each with its own output.
 """
 
 import argparse
@@ -50,7 +59,7 @@ def main():
     parser.add_argument("--dtype", default="float32", help="precision of both models (float32)")
     parser.add_argument("--device-map", help='where the target goes, for example "auto" (CPU)')
     parser.add_argument("--batch-size", type=int, default=4, help="prompts answered together (4)")
-    parser.add_argument("--num-assistant-tokens", type=int, default=4, help="nodes per draft tree (4)")
+    parser.add_argument("--num-assistant-tokens", type=int, default=8, help="nodes per draft tree (8)")
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (0)")
     args = parser.parse_args()

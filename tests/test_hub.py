@@ -88,7 +88,7 @@ def run(start):
 
     def run(code, *args, **kwargs):
         process = start(code, *args, **kwargs)
-        output, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
         return json.loads(output.splitlines()[-1])
 
@@ -106,6 +106,9 @@ draft.config.num_draft_tokens = 5
 found.append(draft.push_to_hub("alice/drafter", target="org/target", remote_code=True).oid)
 draft.push_to_hub("small", target="org/target", revision="v2")  # a branch, in one's own namespace
 draft.save_pretrained("saved", push_to_hub=True, repo_id="alice/saved", target="org/target", private=True)
+from peft import LoraConfig, get_peft_model
+adapter = LoraConfig(target_modules=["fc"], init_lora_weights=False)
+get_peft_model(AutoModel.from_pretrained("alice/drafter"), adapter).push_to_hub("alice/adapter")
 """
     )
     repository = hub.repositories["alice/drafter"]
@@ -140,6 +143,9 @@ found["nodes"] = [
 ]
 found["private"] = AutoModel.from_pretrained("alice/saved").config.num_draft_tokens
 found["recipe"] = drafted(draft, custom_generate="alice/drafter", trust_remote_code=True)
+adapted = AutoModel.from_pretrained("alice/adapter")
+found["adapter"] = [name for name, weight in adapted.named_parameters() if "lora" in name and weight.any()]
+found["adapted"] = drafted(adapted)
 found["unknown"] = error_of(AutoModel.from_pretrained, "alice/drafter", revision="v3")
 """
     )
@@ -147,6 +153,8 @@ found["unknown"] = error_of(AutoModel.from_pretrained, "alice/drafter", revision
     assert found["nodes"] == [5, 20, 5]
     assert found["private"] == 5
     assert found["recipe"] == found["drafted"] > 0
+    assert found["adapter"] == ["fc.lora_A.default.weight", "fc.lora_B.default.weight"]
+    assert found["adapted"] > 0
     assert found["unknown"][0]
     assert "v3 is not a valid git identifier" in found["unknown"][1]
 
@@ -238,7 +246,7 @@ for _ in range(2):
     for commits, files in ((1, {".gitattributes"}), (2, {".gitattributes", *DRAFTER_FILES})):
         process = start(push)
         hub.on_upload = process.kill  # the second process finds the first one's upload, and goes on to its second
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=300)
         hub.on_upload = lambda: None
         assert process.returncode == -signal.SIGKILL, errors
         repository = hub.repositories["alice/interrupted"]
