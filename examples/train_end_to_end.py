@@ -10,6 +10,18 @@ prompts, its hidden states are written to disk, a drafter learns from them, and 
 
 All arguments of `JakiroTrainingArguments` may be given. Each step can be stopped and run again: answers and hidden
 states go on where they were, the training with `--save_strategy steps --resume_from_checkpoint true`.
+
+Hardware: one thread of a busy 2-core x86 server CPU (AMD EPYC), no GPU. Time: 3 to 6 minutes, more than half of it
+training. Result: 4.5 to 4.6 tokens per forward of the target on 30 held-out questions, after 570 answers of 60 tokens
+in six epochs; the target's likeliest token is the drafter's in 68 %. (The drafter that ships learned from 10,445
+answers for an hour, and gives 5.2 on these questions.) On so small a target that makes 1.1 times the speed of plain
+`generate`.
+
+For a 7B model (not run here): `--bf16 --max_new_tokens 512 --max_length 2048`, and prompts like those of your users;
+the published drafters learned from 68,000 dialogues, many times over. Their hidden states take 8 GB per million
+tokens: without room for that, leave step 2 out and train on the answers. On several GPUs take the steps as commands:
+`jakiro regenerate`, `jakiro features`, `accelerate launch --config_file examples/accelerate/multi_gpu.yaml
+examples/train.py`, `jakiro bench`. Expect 4 tokens and more per forward; measure before you believe it.
 """
 
 from dataclasses import dataclass, field

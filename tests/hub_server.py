@@ -105,13 +105,12 @@ class HubServer(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: HubServer
-    timeout = 30
+    timeout = 30  # of a silent connection
 
     def log_message(self, *args: Any) -> None:
         pass
 
     def handle_request(self) -> None:
-        self.connection.settimeout(self.timeout)
         url = urlsplit(self.path)
         self.query = parse_qs(url.query)
         self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
