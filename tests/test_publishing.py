@@ -133,6 +133,8 @@ def test_folder(draft, tmp_path):
     reloaded = JakiroDraftModel.from_pretrained(folder)
     assert all(torch.equal(weight, weights[name]) for name, weight in reloaded.state_dict().items())
     assert sorted(file.name for file in tmp_path.iterdir()) == ["out"]
+    draft.save_pretrained(tmp_path / "saved")  # without a card, as transformers' models
+    assert sorted(file.name for file in (tmp_path / "saved").iterdir()) == ["config.json", "model.safetensors"]
 
 
 def test_nothing_half_written(draft, tmp_path, monkeypatch):
