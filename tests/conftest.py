@@ -5,12 +5,15 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import venv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
 from transformers import LlamaConfig
 
@@ -57,6 +60,19 @@ def browser():
         chromium = driver.chromium.launch(executable_path=path, args=flags)
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="session")
+def bare_python(tmp_path_factory):
+    """An interpreter with this one's packages, but for ours."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False, symlinks=True)
+    python = folder / "bin" / "python"
+    site = subprocess.check_output([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True)
+    # the paths that packages lie in, without the links to checkouts that lie beside them
+    paths = {str(Path(module.__file__).parents[1]) for module in (torch, transformers)}
+    (Path(site.strip()) / "others.pth").write_text("\n".join(paths) + "\n")
+    return python
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
-"""The comparing and measuring scripts of examples/, on a tiny scale."""
+"""The scripts of examples/, on a tiny scale."""
 
 import copy
 import importlib
@@ -16,13 +16,20 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from transformers_jakiro import JakiroDraftConfig, JakiroDraftModel
+from transformers_jakiro.conversion import export_original
 from transformers_jakiro.demo import PAIR
 from transformers_jakiro.features import write_features
+from transformers_jakiro.initialization import new_drafter
 from transformers_jakiro.train import parse
 from transformers_jakiro.trainer import JakiroTrainer
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 QUESTIONS = ("Ann has 3 apples.", "Bob runs 2 miles.", "A car costs 10 dollars.", "There are 4 cats.", "I buy 7 pens.")
+# of a drafter that the original layout knows
+PUBLISHED_SHAPE = {
+    **{"embedding_multiplier": 1.0, "feature_multiplier": 1.0, "final_norm": False},
+    "expert_intermediate_size": 192,
+}
 RECIPES = {
     "common": {
         "num_eval_rows": 1,
@@ -284,3 +291,127 @@ def test_training_throughput(script, data, monkeypatch, capsys):
 def test_own_process(script):
     module, _ = script("training_throughput")
     assert module.in_own_process(os.getpid) != os.getpid()
+
+
+# -- scripts to start from -------------------------------------------------------------------------------------------
+
+
+def test_generate(script, capsys):
+    _, run = script("generate")
+    run("What is 2 + 3?", "Ann has 3 apples.", "--max-new-tokens", 24)
+    text = capsys.readouterr().out
+    assert text.count("same tokens: True") == 4
+    speeds = [float(found) for found in re.findall(r"(\S+) per forward", text)]
+    assert len(speeds) == 4
+    assert max(speeds) > 2
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_generate_batch(script, tmp_path, capsys, temperature):
+    _, run = script("generate_batch")
+    (tmp_path / "prompts.txt").write_text("\n".join(QUESTIONS) + "\n\n")
+    options = [*("--batch-size", 2), *("--max-new-tokens", 8), *("--temperature", temperature)]
+
+    def answers(name, *more):
+        run(tmp_path / "prompts.txt", tmp_path / name, *options, *more)
+        rows = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        assert len(rows) == len(QUESTIONS)
+        return {row["id"]: row["answer"] for row in rows}
+
+    plain = answers("plain", "--draft", "none")
+    assert answers("drafted") == plain
+    assert plain.keys() == {"0", "1", "2", "3", "4"}
+    whole = (tmp_path / "drafted").read_text()
+    (tmp_path / "drafted").write_text(whole[: len(whole) // 2])  # in the middle of a line
+    assert answers("drafted") == plain
+    capsys.readouterr()
+    assert answers("drafted") == plain  # nothing is left to do
+    assert ": 0 tokens" in capsys.readouterr().out
+
+
+def test_generate_batch_reads_json_lines(script, tmp_path):
+    module, _ = script("generate_batch")
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    rows = [{"id": 7, "prompt": "Hi"}, {"messages": messages}]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert module.read_prompts(tmp_path / "prompts.jsonl") == [("7", messages[1:]), ("1", messages)]
+
+
+TINY_RUN = [
+    *("--num_rows", 6, "--num_eval_rows", 2, "--max_new_tokens", 12, "--max_steps", 2, "--use_cpu", "true"),
+    *("--eval_generate_prompts", 2, "--eval_generate_tokens", 8, "--disable_tqdm", "true"),
+]
+
+
+def test_adapt_lora(script, tmp_path, capsys):
+    _, run = script("adapt_lora")
+    adapter, merged = tmp_path / "adapter", tmp_path / "merged"
+    run(*TINY_RUN, "--output_dir", adapter, "--answers", tmp_path / "answers.jsonl", "--merged_dir", merged)
+    text = capsys.readouterr().out
+    assert re.search(r"eval_acceptance_length: [\d.]+ before, [\d.]+ after", text)
+    (with_adapter, with_merged) = re.findall(r"^--- \w+: (.*)", text, flags=re.MULTILINE)
+    assert with_adapter == with_merged
+    assert (adapter / "adapter_model.safetensors").is_file()
+    assert not list(adapter.glob("model*"))
+    own, shipped = JakiroDraftModel.from_pretrained(merged), JakiroDraftModel.from_pretrained(PAIR / "draft")
+    assert not torch.equal(own.fc.weight, shipped.fc.weight.float())
+    assert torch.equal(own.norm.weight, shipped.norm.weight.float())  # no linear layer
+
+
+def test_train_end_to_end(script, tmp_path, capsys):
+    _, run = script("train_end_to_end")
+    run(*TINY_RUN, "--output_dir", tmp_path / "draft", "--data_dir", tmp_path / "data")
+    text = capsys.readouterr().out
+    assert re.search(r"accuracy [\d.]+, acceptance length [\d.]+", text)
+    assert "2/2" in text  # identical outputs
+    draft = JakiroDraftModel.from_pretrained(tmp_path / "draft")
+    assert draft.config.target_name_or_path == str(PAIR / "target")
+    assert not list((tmp_path / "draft").glob("features*"))  # which a push would publish
+    assert json.loads((tmp_path / "draft" / "training.json").read_text())["data"] == {
+        "name": "sums in words",
+        "rows": 4,
+    }
+
+
+def test_convert_and_publish(script, tmp_path, capsys):
+    _, run = script("convert_and_publish")
+    run("--output", tmp_path / "repository")
+    text = capsys.readouterr().out
+    assert "same tokens as plain generate: True" in text
+    assert float(re.search(r"forward of the target: (\S+)", text)[1]) > 1.5
+    assert 'from_pretrained("me/my-drafter", trust_remote_code=True' in text
+    config = json.loads((tmp_path / "repository" / "config.json").read_text())
+    assert (config["target_name_or_path"], config["final_norm"]) == ("gsm8k-3.6m", False)
+    # a checkpoint and a target of one's own
+    draft = new_drafter(AutoModelForCausalLM.from_pretrained(PAIR / "target"), **PUBLISHED_SHAPE)
+    checkpoint = export_original(draft, tmp_path / "original")
+    options = ["--checkpoint", checkpoint, "--target-id", "org/target", "--license", "mit"]
+    run(*options, "--output", tmp_path / "other")
+    assert json.loads((tmp_path / "other" / "config.json").read_text())["target_name_or_path"] == "org/target"
+
+
+def test_bench_and_tune(script, tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="the plots of `jakiro bench` need matplotlib")
+    _, run = script("bench_and_tune")
+    prompts = (PAIR / "prompts.jsonl").read_text(encoding="utf-8").splitlines()[0]
+    (tmp_path / "prompts.jsonl").write_text(prompts)
+    options = ["--temperature", 0, "--max-new-tokens", 12]
+    run(tmp_path / "prompts.jsonl", *options, "--output", tmp_path / "bench")
+    text = capsys.readouterr().out
+    config = JakiroDraftConfig.from_pretrained(tmp_path / "bench" / "draft")
+    assert f"tree_depth: 7 before, {config.tree_depth} after" in text
+    results = json.loads((tmp_path / "bench" / "results.json").read_text())
+    assert {row["method"] for row in results["summary"]} == {"plain", "jakiro", "published", "prompt_lookup"}
+    for name in ("speed_up.png", "results.html"):
+        assert str(tmp_path / "bench" / name) in text
+        assert (tmp_path / "bench" / name).is_file()
+
+
+def test_word_problems(script, capsys):
+    module, run = script("word_problems")
+    run("--number", 40)
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert rows == module.make_problems(40)
+    questions = {row["messages"][0]["content"] for row in rows}
+    assert len(questions) > 35
+    assert all("{" not in question for question in questions)

@@ -74,7 +74,7 @@ def target_card(monkeypatch, tmp_path):
         file = tmp_path / "target_card.md"
         file.write_text(f"---\n{metadata}\n---\n\n# Target\n")
 
-        def download(repo_id, filename, revision=None):
+        def download(repo_id, filename, revision=None, token=None):
             assert (repo_id, filename) == ("org/target", "README.md")
             return str(file)
 
@@ -133,6 +133,8 @@ def test_folder(draft, tmp_path):
     reloaded = JakiroDraftModel.from_pretrained(folder)
     assert all(torch.equal(weight, weights[name]) for name, weight in reloaded.state_dict().items())
     assert sorted(file.name for file in tmp_path.iterdir()) == ["out"]
+    draft.save_pretrained(tmp_path / "saved")  # without a card, as transformers' models
+    assert sorted(file.name for file in (tmp_path / "saved").iterdir()) == ["config.json", "model.safetensors"]
 
 
 def test_nothing_half_written(draft, tmp_path, monkeypatch):

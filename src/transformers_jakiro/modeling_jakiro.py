@@ -9,6 +9,7 @@ Symbols in shape comments: B batch, T positions, H hidden size, N experts, I inn
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -591,6 +592,24 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
             self.delete_adapter(adapter_name)
             raise
         return info
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """
+        As [`~transformers.PreTrainedModel.save_pretrained`], which writes no model card. `push_to_hub=True` publishes
+        the drafter with [`~JakiroDraftModel.push_to_hub`], too, by default under the folder's name: the card is there.
+        """
+        saving = signature(PreTrainedModel.save_pretrained).parameters.keys() & kwargs.keys() - {"token"}
+        options = {name: kwargs.pop(name) for name in kwargs.keys() - saving}
+        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+        if push_to_hub and is_main_process:
+            self.push_to_hub(options.pop("repo_id", Path(save_directory).name), **options)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """

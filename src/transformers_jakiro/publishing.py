@@ -29,6 +29,8 @@ TEMPLATE = Path(__file__).parent / "model_cards" / "drafter.md.jinja"
 TRAINING = "training.json"
 TAGS = ("jakiro", "speculative-decoding", "draft-model")
 _CODE = Path(__file__).with_name("remote_code.py")
+# `Trainer.push_to_hub` leaves files out whose names begin with "_"
+_PRIVATE_IMPORT = re.compile(r"^from \.(?:_(?P<module>\w+) import| import _(?P<name>\w+)$)", flags=re.MULTILINE)
 _KINDS = {"contrastive": "Jakiro", "decoupled": "Jakiro\\*", "single": "dense EAGLE-style"}
 # of a config: what may differ between a drafter as it was measured and as it is published
 _FREE_FIELDS = {
@@ -54,6 +56,7 @@ def drafter_card(
     license: str | None = None,
     tags: Sequence[str] = (),
     remote_code: bool = False,
+    token: bool | str | None = None,
 ) -> ModelCard:
     """
     The model card of a drafter.
@@ -68,6 +71,7 @@ def drafter_card(
         license (`str`, *optional*): default: the target's, if its card can be read.
         tags (`Sequence[str]`): besides those of every drafter.
         remote_code (`bool`, defaults to `False`): whether the code is published with the drafter.
+        token (`bool` or `str`, *optional*): to read the target's card with; default: that of the environment.
 
     Raises:
         ValueError: if the target is unknown or named by a folder of this machine, or a result is that of another
@@ -95,7 +99,7 @@ def drafter_card(
         ],
         model_name=title if eval_results else None,
         eval_results=eval_results or None,
-        **_license(license, name if is_hub_id else None, config.target_revision),
+        **_license(license, name if is_hub_id else None, config.target_revision, token),
     )
     tables = [table for payload in results for table in _tables(payload)]
     measured = {row["temperature"] for payload in results for row in payload["summary"]}
@@ -135,12 +139,13 @@ def check_target_name(config: JakiroDraftConfig) -> str:
     return name
 
 
-def _license(given: str | None, target: str | None, revision: str | None) -> dict[str, str]:
+def _license(given: str | None, target: str | None, revision: str | None, token: bool | str | None) -> dict[str, str]:
     """The licence that is given, else `license`, `license_name` and `license_link` of the target's card."""
     if given is not None or target is None:
         return {} if given is None else {"license": given}
     try:
-        card = ModelCard.load(hf_hub_download(target, "README.md", revision=revision), ignore_metadata_errors=True)
+        path = hf_hub_download(target, "README.md", revision=revision, token=token)
+        card = ModelCard.load(path, ignore_metadata_errors=True)
     except (OSError, HFValidationError) as error:
         warnings.warn(
             f"The model card will name no licence, since the card of {target} could not be read "
@@ -333,7 +338,8 @@ def save_remote_code(folder: str | Path) -> None:
     folder = Path(folder)
     # found as transformers' loader will find them: what it asks for is there
     for file in {_CODE, *map(Path, get_relative_import_files(_CODE))}:
-        shutil.copy(file, folder / file.name)
+        text = _PRIVATE_IMPORT.sub(_public_import, file.read_text(encoding="utf-8"))
+        (folder / file.name.removeprefix("_")).write_text(text, encoding="utf-8")
     recipe = folder / "custom_generate"
     recipe.mkdir(exist_ok=True)
     for file in _CODE.with_name("custom_generate").iterdir():
@@ -344,6 +350,12 @@ def save_remote_code(folder: str | Path) -> None:
         "AutoModel": f"{_CODE.stem}.{JakiroDraftModel.__name__}",
     }
     _update_config(folder, auto_map=auto_map)
+
+
+def _public_import(found: re.Match[str]) -> str:
+    if found["module"]:
+        return f"from .{found['module']} import"
+    return f"from . import {found['name']} as _{found['name']}"
 
 
 def write_repository(
@@ -358,6 +370,7 @@ def write_repository(
     tags: Sequence[str] = (),
     remote_code: bool = False,
     max_shard_size: int | str = "50GB",
+    token: bool | str | None = None,
 ) -> Path:
     """
     Writes what [`push_to_hub`] uploads: weights, config, model card and, if wanted, code.
@@ -368,7 +381,7 @@ def write_repository(
             config says.
         results (`Sequence`): files `results.json` of `jakiro bench`.
         training (`str` or `Path`, *optional*): the `training.json` that [`JakiroTrainer`] saved with the drafter.
-        repo_id, license, tags, remote_code: see [`drafter_card`].
+        repo_id, license, tags, remote_code, token: see [`drafter_card`].
 
     Returns:
         `Path`: the folder.
@@ -399,6 +412,7 @@ def write_repository(
         license=license,
         tags=tags,
         remote_code=remote_code,
+        token=token,
     )
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
@@ -443,7 +457,7 @@ def push_to_hub(
     """
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = write_repository(draft, Path(temporary) / "repository", repo_id, **kwargs)
+        folder = write_repository(draft, Path(temporary) / "repository", repo_id, token=token, **kwargs)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None and not revision.startswith("refs/pr"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)

@@ -166,6 +166,17 @@ class JakiroTrainingArguments(TrainingArguments):
             raise ValueError(f"`unroll_start` is a share of the training, 0 to 1, got {self.unroll_start}.")
         super().__post_init__()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without tokens: `Trainer` pickles its arguments into each checkpoint, and publishes them."""
+        state = {**self.__dict__, "hub_token": None}
+        if self.target_model_init_kwargs is not None:
+            state["target_model_init_kwargs"] = _without_token(self.target_model_init_kwargs)
+        return state
+
+
+def _without_token(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in kwargs.items() if name != "token"}
+
 
 class JakiroTrainer(Trainer):
     """
@@ -487,9 +498,7 @@ class JakiroTrainer(Trainer):
             name: value for name, value in self.args.to_dict().items() if not name.startswith(_NOT_OF_THE_TRAINING)
         }
         if arguments["target_model_init_kwargs"]:
-            arguments["target_model_init_kwargs"] = {
-                name: value for name, value in arguments["target_model_init_kwargs"].items() if name != "token"
-            }
+            arguments["target_model_init_kwargs"] = _without_token(arguments["target_model_init_kwargs"])
         changed = {}
         for option in fields(self.args):
             if option.name in arguments and option.name != "accelerator_config":  # whose default is filled in
@@ -541,6 +550,7 @@ class JakiroTrainer(Trainer):
             license=license,
             tags=tags,
             remote_code=self.args.hub_remote_code,
+            token=self.args.hub_token,
         )
         card.save(folder / "README.md")
         if self.args.hub_remote_code:
