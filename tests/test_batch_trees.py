@@ -38,9 +38,11 @@ def test_without_them_the_nodes_are_shared():
     config = make_config(batch_trees=None)
     shapes = [TreeShape.from_config(config, batch_size=size) for size in (1, 2, 4, 7, 20, 64)]
     assert [shape.num_draft_tokens for shape in shapes] == [20, 10, 5, 2, 1, 1]
-    assert [shape.depth for shape in shapes] == [7, 7, 5, 2, 1, 1]
-    assert [shape.width for shape in shapes] == [10, 9, 4, 1, 1, 1]
+    assert [shape.depth for shape in shapes] == [7, 6, 4, 2, 1, 1]
+    assert [shape.width for shape in shapes] == [10, 5, 2, 1, 1, 1]
     assert [shape.top_k for shape in shapes] == [10, 10, 5, 2, 1, 1]
+    asked_for = TreeShape.from_config(config, 20, batch_size=4)
+    assert (asked_for.num_draft_tokens, asked_for.depth, asked_for.width) == (20, 7, 10)
 
 
 @pytest.mark.parametrize(

@@ -555,7 +555,7 @@ def keep_rows(
             if key not in indices:
                 shape = (-1, states.shape[1], -1, states.shape[3])
                 indices[key] = tuple(
-                    index.to(states.device)[:, None, :, None].expand(shape)
+                    index.to(states.device)[:, None, :, None].expand(shape).contiguous()
                     for index in (nodes + (size - num_nodes), columns - first)
                 )
             source, target = indices[key]

@@ -65,7 +65,8 @@ class TreeShape:
             depth, num_draft_tokens = len(static_tree.levels), len(static_tree.parents) - 1
             top_k = width = 1 + max(rank for level in static_tree.levels for _, rank in level)
         else:
-            fields = config.tree_fields(batch_size)
+            # who says how many nodes each row gets does not want fewer levels
+            fields = config.tree_fields(batch_size if num_draft_tokens is None or config.batch_trees else 1)
             num_draft_tokens = num_draft_tokens or fields["num_draft_tokens"]
             # what a tree of so many nodes can hold: a chain at most, a level of leaves at most
             static_tree, depth = None, min(fields["tree_depth"], num_draft_tokens)

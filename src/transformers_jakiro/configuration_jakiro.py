@@ -133,7 +133,7 @@ class JakiroDraftConfig(PreTrainedConfig):
             Other trees for batches, where each node costs more: `tree_depth`, `tree_width`, `tree_top_k` and
             `num_draft_tokens` by the smallest batch size they are for, for example `{"4": {...}, "16": {...}}`.
             `jakiro tune --batch-size 1 4 16` finds them. Default: as many nodes for all rows together as the other
-            fields say for one.
+            fields say for one, and fewer levels.
 
     Raises:
         ValueError: if fields contradict each other; the message names the rule and both values.
@@ -289,15 +289,19 @@ class JakiroDraftConfig(PreTrainedConfig):
     def tree_fields(self, batch_size: int = 1) -> dict[str, int]:
         """
         `tree_depth`, `tree_width`, `tree_top_k` and `num_draft_tokens` of the dynamic trees for a batch size. What
-        `batch_trees` does not say: as many nodes for all rows together as for one.
+        `batch_trees` does not say: as many nodes for all rows together as for one, and as many levels as so much
+        smaller a tree has, if their number grows with the logarithm of the nodes.
         """
         sizes = [int(size) for size in self.batch_trees or {} if int(size) <= batch_size]
         if sizes:
             return dict(self.batch_trees[str(max(sizes))])
+        num_draft_tokens = max(1, self.num_draft_tokens // batch_size)
+        share = math.log(num_draft_tokens + 1) / math.log(self.num_draft_tokens + 1)
         return {
-            **{name: getattr(self, name) for name in _TREE_FIELDS},
-            "tree_width": self.tree_width or self.tree_top_k,
-            "num_draft_tokens": max(1, self.num_draft_tokens // batch_size),
+            "tree_depth": max(1, round(self.tree_depth * share)),
+            "tree_width": max(1, (self.tree_width or self.tree_top_k) // batch_size),
+            "tree_top_k": self.tree_top_k,
+            "num_draft_tokens": num_draft_tokens,
         }
 
     def _check_batch_tree(self, size: str, tree: dict[str, int], vocabulary: str, num_tokens: int):
