@@ -44,7 +44,7 @@ def kill_at_call(number: int, function: Callable[..., Any]) -> Callable[..., Any
     return counted
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it is open, an event loop runs in this thread
 def browser():
     """A headless Chromium, driven by Playwright."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright")
