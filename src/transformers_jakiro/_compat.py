@@ -538,7 +538,7 @@ def keep_rows(
         lengths, new_lengths (`B` integers): tokens of each row before the forward, and with those it keeps.
     """
     columns = send(lengths, nodes.device)[:, None] + torch.arange(nodes.shape[1], device=nodes.device)
-    indices: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}  # from where to where, by the shape of the states
+    rows = torch.arange(nodes.shape[0], device=nodes.device)[:, None]
     for layer in cache.layers:
         if type(layer) not in (DynamicLayer, _RaggedSlidingLayer, *_STATIC_LAYERS) or not layer.is_initialized:
             continue  # layers that share another layer's states
@@ -549,17 +549,12 @@ def keep_rows(
         if isinstance(layer, _RaggedSlidingLayer):
             layer.cumulative_length = max(new_lengths)
             start = max(0, min(new_lengths) - layer.sliding_window + 1 - first)
+        rows, nodes, columns = (index.to(layer.keys.device) for index in (rows, nodes, columns))
+        source, target = nodes + (size - num_nodes), columns - first
         for name in ("keys", "values"):
             states = getattr(layer, name)
-            key = (states.device, size, first, states.shape[1], states.shape[3])
-            if key not in indices:
-                shape = (-1, states.shape[1], -1, states.shape[3])
-                indices[key] = tuple(
-                    index.to(states.device)[:, None, :, None].expand(shape).contiguous()
-                    for index in (nodes + (size - num_nodes), columns - first)
-                )
-            source, target = indices[key]
-            states.scatter_(2, target, states.gather(2, source))
+            by_column = states.transpose(1, 2)
+            by_column[rows, target] = by_column[rows, source]  # `scatter_` would copy all of them
             if not is_static:
                 setattr(layer, name, states[..., start:end, :])
         if is_static:

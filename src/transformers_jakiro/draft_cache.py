@@ -37,9 +37,9 @@ class GrowingLayer(DynamicLayer):
         """
         if end is not None:
             self.reserve(end, key_states, value_states)
-        index = columns[:, None, :, None].expand_as(key_states)
-        self._key_buffer.scatter_(2, index, key_states)
-        self._value_buffer.scatter_(2, index, value_states)
+        rows = torch.arange(key_states.shape[0], device=columns.device)[:, None]
+        self._key_buffer.transpose(1, 2)[rows, columns] = key_states.transpose(1, 2)
+        self._value_buffer.transpose(1, 2)[rows, columns] = value_states.transpose(1, 2)
         return self._key_buffer[..., :end, :], self._value_buffer[..., :end, :]
 
     def reserve(self, end: int, key_states: torch.Tensor, value_states: torch.Tensor):
