@@ -134,8 +134,9 @@ def jakiro_decode(
     temperature = (generation_config.temperature or 1.0) if generation_config.do_sample else 0.0
     noise: SamplingCoupling | None = None  # what the target's draws come from, if that can be known
     if temperature > 0 and can_couple(device):
-        takes_turns = batch_size == 1 and not reads_wait(device)
-        kind = SamplingCoupling if takes_turns else partial(BatchCoupling, batch_size)
+        # one row on the host is sampled by `torch.multinomial` itself; else its draws are made here, several at a time
+        one_by_one = batch_size == 1 and not reads_wait(device)
+        kind = SamplingCoupling if one_by_one else partial(BatchCoupling, batch_size)
         noise = kind(temperature, logits_processor, target.config.vocab_size, device)
     coupling = noise if assistant_model.config.couple_sampling else None
     shape_for = partial(
