@@ -3,13 +3,15 @@
 """Tree masks against the definition, entry by entry."""
 
 import random
+from unittest import mock
 
 import pytest
 import torch
 from targets import compare, knowing_tree, make_drafter, make_prompt, make_target
 from transformers import DynamicCache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from transformers_jakiro import _compat
+from transformers_jakiro import _compat, install_generation_hook, remove_generation_hook
 from transformers_jakiro.tree import DraftTree
 from transformers_jakiro.tree_attention import TreeAttentionMask, layer_types, why_no_trees
 
@@ -64,11 +66,12 @@ def test_masks(architecture, window, padded):
                 built = {next(iter(kinds)): built}
             for kind, mask in built.items():
                 key_length, first_key = cache.get_mask_sizes(tree.num_nodes, kinds[kind])
-                assert mask.shape == (1, 1, tree.num_nodes, key_length)
+                assert mask.shape == (1, 1, tree.num_nodes * 2, key_length)  # two query heads per key/value head
+                assert torch.equal(mask[:, :, ::2], mask[:, :, 1::2])
                 assert mask.dtype == target.dtype
                 assert set(mask.unique().tolist()) <= {0.0, torch.finfo(mask.dtype).min}
                 size = window if kind == "sliding_attention" else None
-                assert (mask[0, 0] == 0).tolist() == expected_mask(tree, prefix, first_key, size, padding)
+                assert (mask[0, 0, ::2] == 0).tolist() == expected_mask(tree, prefix, first_key, size, padding)
             states = torch.zeros(1, 1, tree.num_nodes, 1)
             for layer in range(2):
                 cache.update(states, states, layer)
@@ -100,3 +103,102 @@ def test_flex_attention(architecture, window):
             mask[:, :padding] = 0
             inputs = {"input_ids": make_prompt(12), "attention_mask": mask}
             compare(target, make_drafter(target), inputs, max_new_tokens=12)
+
+
+# -- packed query heads ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def attention():
+    """The attention function without our hook; whatever a test does to it is undone."""
+    remove_generation_hook()
+    original = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    yield original
+    ALL_ATTENTION_FUNCTIONS.register("sdpa", original)
+    remove_generation_hook()
+    install_generation_hook()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "implementation", "expected"),
+    [
+        ("llama", "sdpa", 2),
+        ("gemma3", "sdpa", 2),
+        ("llama", "eager", 1),
+        ("gpt2", "sdpa", 1),
+        ("deepseek_v3", "sdpa", 1),
+    ],
+)
+def test_which_targets_pack_heads(architecture, implementation, expected):
+    assert _compat.num_packed_heads(make_target(architecture, attention=implementation)) == expected
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("cache", [None, "static"])
+def test_trees_do_not_copy_keys_and_values(batch_size, cache):
+    """In no forward of the target over a tree does a key/value head stand there once per query head."""
+    target = make_target()
+    draft, ids = make_drafter(target), make_prompt(7).repeat(batch_size, 1)
+    seen = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(query, key, value, *args, **kwargs):
+        seen.append((query.shape[1:3], key.shape[1], kwargs.get("enable_gqa", False)))
+        return attend(query, key, value, *args, **kwargs)
+
+    plain = target.generate(ids, max_new_tokens=9, do_sample=False)
+    with mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", spy):
+        kwargs = {"max_new_tokens": 9, "do_sample": False, "cache_implementation": cache}
+        ours = target.generate(ids, assistant_model=draft, disable_compile=True, **kwargs)
+    assert torch.equal(ours, plain)
+    num_prefill, of_the_prompt = target.config.num_hidden_layers, (4, 7)
+    assert [query for query, _, _ in seen[:num_prefill]] == [of_the_prompt] * num_prefill
+    trees = [query for query, _, _ in seen[num_prefill:] if query != of_the_prompt]
+    assert len(trees) > 10
+    assert all(heads == 2 and rows % 2 == 0 for heads, rows in trees)
+    assert all(num_keys == 2 and not grouped for query, num_keys, grouped in seen if query != of_the_prompt)
+
+
+def test_other_attention_is_as_before(attention):
+    """Everything but a packed mask reaches the original as it is."""
+    module = make_target().model.layers[0].self_attn
+    query, key = torch.randn(2, 4, 3, 8), torch.randn(2, 2, 9, 8)
+    masks = [None, torch.zeros(2, 1, 3, 9), torch.ones(2, 1, 1, 9, dtype=torch.bool), torch.zeros(2, 4, 3, 9)]
+    expected = [attention(module, query, key, key, mask, scaling=0.3, is_causal=False)[0] for mask in masks]
+    install_generation_hook()
+    hooked = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    assert hooked is not attention
+    for mask, output in zip(masks, expected, strict=True):
+        assert torch.equal(hooked(module, query, key, key, mask, scaling=0.3, is_causal=False)[0], output)
+    packed = hooked(module, query, key, key, masks[1].repeat_interleave(2, dim=2), scaling=0.3)[0]
+    torch.testing.assert_close(packed, expected[1])
+    install_generation_hook()
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is hooked
+    remove_generation_hook()
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is attention
+
+
+def test_attention_of_the_user(attention):
+    """One that is registered after ours is used, and gets masks as it knows them."""
+    install_generation_hook()
+    rows = []
+
+    def own(module, query, key, value, attention_mask, *args, **kwargs):
+        if attention_mask is not None:
+            rows.append(attention_mask.shape[-2] - query.shape[2])
+        return attention(module, query, key, value, attention_mask, *args, **kwargs)
+
+    ALL_ATTENTION_FUNCTIONS.register("sdpa", own)
+    target = make_target()
+    assert _compat.num_packed_heads(target) == 1
+    compare(target, make_drafter(target), {"input_ids": make_prompt(6)}, max_new_tokens=9)
+    assert rows
+    assert not any(rows)
+    remove_generation_hook()
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is own
+
+
+def test_changed_attention_is_named(attention):
+    ALL_ATTENTION_FUNCTIONS.register("sdpa", lambda module, query, states, mask: None)
+    with pytest.raises(_compat.IncompatibleTransformersError, match=r"ALL_ATTENTION_FUNCTIONS.'sdpa'.` of .* lacks"):
+        install_generation_hook()

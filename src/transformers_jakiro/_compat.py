@@ -3,8 +3,8 @@
 """
 The only file that touches what transformers does not promise to keep: private methods of `GenerationMixin`, private
 attributes of `GenerationConfig`, how pipelines load assistants, how `from_pretrained` finds adapters and ends loading,
-and the insides of its cache layers. (`serving.py` does so for `transformers serve`.) Checked against transformers 5.15
-and 5.23; a test pins the signatures.
+its attention functions and the insides of its cache layers. (`serving.py` does so for `transformers serve`.) Checked
+against transformers 5.15 and 5.23; a test pins the signatures.
 """
 
 import copy
@@ -42,6 +42,8 @@ from transformers.cache_utils import (
 )
 from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
 from transformers.integrations.peft import maybe_load_adapters
+from transformers.integrations.sdpa_attention import use_gqa_in_sdpa
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pipelines import base as pipelines
 
 from .device import send
@@ -65,6 +67,7 @@ _HOOKED = {
 }
 _CALLED = {"_prefill": ("self", "input_ids", "generation_config", "model_kwargs")}
 _HOOKED_IN_PIPELINES = {"load_assistant_model": ("model", "assistant_model", "assistant_tokenizer")}
+_HOOKED_ATTENTION = ("module", "query", "key", "value", "attention_mask")
 _ORIGINAL = "_transformers_jakiro_original"
 _LOOPS = "_transformers_jakiro_loops"
 _EXPLICIT = "_explicit_num_assistant_tokens"
@@ -77,16 +80,20 @@ class IncompatibleTransformersError(RuntimeError):
 
 def check_signatures():
     """Raises [`IncompatibleTransformersError`] if a method this package relies on is gone or changed."""
-    names = [(GenerationMixin, name, expected) for name, expected in {**_HOOKED, **_CALLED}.items()]
-    names += [(pipelines, name, expected) for name, expected in _HOOKED_IN_PIPELINES.items()]
-    for owner, name, expected in names:
-        function = inspect.unwrap(getattr(owner, name, lambda: None))
-        missing = [parameter for parameter in expected if parameter not in inspect.signature(function).parameters]
+    functions = [
+        (f"{owner.__name__}.{name}", getattr(owner, name, lambda: None), expected)
+        for owner, names in ((GenerationMixin, {**_HOOKED, **_CALLED}), (pipelines, _HOOKED_IN_PIPELINES))
+        for name, expected in names.items()
+    ]
+    functions.append(("ALL_ATTENTION_FUNCTIONS['sdpa']", ALL_ATTENTION_FUNCTIONS["sdpa"], _HOOKED_ATTENTION))
+    for name, function, expected in functions:
+        parameters = inspect.signature(inspect.unwrap(function)).parameters
+        missing = [parameter for parameter in expected if parameter not in parameters]
         if missing:
             import transformers
 
             raise IncompatibleTransformersError(
-                f"`{owner.__name__}.{name}` of transformers {transformers.__version__} lacks the parameters {missing} "
+                f"`{name}` of transformers {transformers.__version__} lacks the parameters {missing} "
                 "that `generate(assistant_model=<Jakiro drafter>)` relies on. Install a version this package was "
                 "tested with (`pip install 'transformers>=5.15,<=5.23'`), or upgrade transformers-jakiro."
             )
@@ -95,9 +102,10 @@ def check_signatures():
 def install_hook(is_ours: Callable[[Any], bool], validate: Callable[..., None], decode: Callable[..., Any]) -> None:
     """
     Lets `generate(assistant_model=...)` of every model use `decode` for the assistants that `is_ours`, and only for
-    them, and `pipeline(..., assistant_model=...)` take them or their folder or Hub id. Idempotent; [`remove_hook`]
-    takes it back. Copies of this code in one process (the package, and what was loaded with checkpoints) share the
-    hook: the first one installs it, each adds its loop for its own drafters.
+    them, and `pipeline(..., assistant_model=...)` take them or their folder or Hub id; the "sdpa" attention learns to
+    read packed tree masks (see [`num_packed_heads`]). Idempotent; [`remove_hook`] takes it back. Copies of this code
+    in one process (the package, and what was loaded with checkpoints) share the hook: the first one installs it, each
+    adds its loop for its own drafters.
 
     Args:
         is_ours: tells our assistants.
@@ -160,6 +168,7 @@ def install_hook(is_ours: Callable[[Any], bool], validate: Callable[..., None], 
     ):
         setattr(owner, name, _bind(wrapper, getattr(owner, name)))
     setattr(GenerationMixin._assisted_decoding, _LOOPS, loops)
+    ALL_ATTENTION_FUNCTIONS.register("sdpa", _bind(_packed_attention, ALL_ATTENTION_FUNCTIONS["sdpa"]))
 
 
 def _bind(wrapper: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
@@ -177,8 +186,8 @@ def is_hook_installed() -> bool:
 
 def remove_hook(is_ours: Callable[[Any], bool]) -> None:
     """
-    Takes back the loop that was installed with `is_ours`, and with the last one the hook: `GenerationMixin` and the
-    pipelines get their own functions back. Does nothing if it is not installed.
+    Takes back the loop that was installed with `is_ours`, and with the last one the hook: `GenerationMixin`, the
+    pipelines and the attention get their own functions back. Does nothing if it is not installed.
     """
     if not is_hook_installed():
         return
@@ -188,6 +197,56 @@ def remove_hook(is_ours: Callable[[Any], bool]) -> None:
         for owner, names in ((GenerationMixin, _HOOKED), (pipelines, _HOOKED_IN_PIPELINES)):
             for name in names:
                 setattr(owner, name, getattr(getattr(owner, name), _ORIGINAL))
+        if hasattr(ALL_ATTENTION_FUNCTIONS["sdpa"], _ORIGINAL):
+            ALL_ATTENTION_FUNCTIONS.register("sdpa", getattr(ALL_ATTENTION_FUNCTIONS["sdpa"], _ORIGINAL))
+
+
+# -- attention -------------------------------------------------------------------------------------------------------
+
+_UNGROUPED = SimpleNamespace(num_key_value_groups=1, is_causal=False, training=False)
+
+
+def num_packed_heads(model: PreTrainedModel) -> int:
+    """
+    How many rows of a tree mask each node is to have: one per query head of a key/value head where the "sdpa"
+    attention would otherwise copy all keys and values for each of them, which costs more the longer the context is;
+    else 1. transformers packs the heads of plain generation's single token likewise.
+    """
+    config = model.config.get_text_config(decoder=True)
+    if config._attn_implementation != "sdpa" or not model._supports_attention_backend:
+        return 1
+    if not hasattr(ALL_ATTENTION_FUNCTIONS["sdpa"], _ORIGINAL):  # replaced after ours
+        return 1
+    mask = torch.empty(1, 1, 1, 1, device=model.device)
+    if use_gqa_in_sdpa(mask, mask, mask):  # the device's attention takes groups of query heads with a mask
+        return 1
+    modules = [module for module in model.get_decoder().modules() if hasattr(module, "num_key_value_groups")]
+    groups = {module.num_key_value_groups for module in modules}
+    return groups.pop() if len(groups) == 1 else 1
+
+
+def _packed_attention(
+    original: Callable[..., tuple[torch.Tensor, None]],
+    module: nn.Module,
+    query: torch.Tensor,  # [B, key/value heads * G, n, D]
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *args: Any,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """
+    The "sdpa" attention, which also takes masks with [`num_packed_heads`] rows per query token, `[B, 1, n * G, keys]`:
+    the G query heads of a key/value head then become rows of one head. Other masks never have as many rows.
+    """
+    groups = getattr(module, "num_key_value_groups", 1)
+    if groups == 1 or attention_mask is None or attention_mask.shape[-2] != groups * query.shape[2]:
+        return original(module, query, key, value, attention_mask, *args, **kwargs)
+    batch_size, num_heads, num_nodes, _ = query.shape
+    query = query.unflatten(1, (num_heads // groups, groups)).transpose(2, 3).flatten(2, 3)
+    output, _ = original(_UNGROUPED, query, key, value, attention_mask, *args, **kwargs)
+    output = output.view(batch_size, num_nodes, groups, num_heads // groups, -1)
+    return output.transpose(2, 3).flatten(2, 3), None
 
 
 # -- generation ------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 """
 Attention masks that let an unmodified target process a whole tree in one forward.
 
-Symbols in shape comments: B batch, P tokens in the cache (the prefix), n nodes of the tree.
+Symbols in shape comments: B batch, P tokens in the cache (the prefix), n nodes of the tree, G rows per node.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import Cache, PreTrainedModel
 
+from ._compat import num_packed_heads
 from .device import send
 from .tree import DraftTree
 
@@ -68,7 +69,7 @@ class TreeAttentionMask:
 
     The prefix columns of the full mask are written once, so a step costs the same at any context length. In a batch
     token t of each row stands in column t: the prefixes of shorter rows end earlier, the trees of all begin behind the
-    longest.
+    longest. Each row stands there G times in a row where the attention packs query heads, `rows_per_node`.
 
     Args:
         model ([`~transformers.PreTrainedModel`]): the target.
@@ -85,13 +86,14 @@ class TreeAttentionMask:
         self._as_dict = getattr(self._config, "layer_types", None) is not None
         self._dtype, self._device = model.dtype, device
         self._minimum = torch.finfo(self._dtype).min
+        self.rows_per_node = num_packed_heads(model)
         self._hidden = None if padding is None else padding.to(device) == 0  # [B, P]
-        self._buffer: torch.Tensor | None = None
+        self._buffer: torch.Tensor | None = None  # [B, nodes, G, columns]
         self._prefix = 0
 
     def build(self, tree: DraftTree, cache: Cache, lengths: Sequence[int]) -> Any:
         """
-        The `attention_mask` argument of the target's forward over the tree's nodes: `[B, 1, n, P + n]` (a block
+        The `attention_mask` argument of the target's forward over the tree's nodes: `[B, 1, n * G, P + n]` (a block
         mask of that shape for flex attention), or a dict of one such mask per kind of attention for the models that
         take it so. `lengths`: cached tokens of each row, P of the longest.
         """
@@ -118,9 +120,9 @@ class TreeAttentionMask:
         batch_size, num_nodes = block.shape[:2]
         shortest, longest = min(lengths), max(lengths)
         end = longest + num_nodes
-        if self._buffer is None or end > self._buffer.shape[-1] or num_nodes > self._buffer.shape[2]:
+        if self._buffer is None or end > self._buffer.shape[-1] or num_nodes > self._buffer.shape[1]:
             width = self._capacity or 64 * (2 * end // 64 + 4)  # rows stay aligned for the attention kernels
-            self._buffer = block.new_full((batch_size, 1, num_nodes, width), self._minimum)
+            self._buffer = block.new_full((batch_size, num_nodes, self.rows_per_node, width), self._minimum)
             self._prefix = 0
         new = slice(self._prefix, shortest)  # was tree, is prefix
         self._buffer[..., new] = 0
@@ -132,8 +134,8 @@ class TreeAttentionMask:
             columns = torch.arange(shortest, longest, device=self._device)
             behind = columns >= send(lengths, self._device)[:, None, None, None]
             self._buffer[..., shortest:longest] = behind * self._minimum
-        self._buffer[:, 0, :num_nodes, longest:end] = block
-        return self._buffer[:, :, :num_nodes, : self._capacity or end]
+        self._buffer[:, :num_nodes, :, longest:end] = block[:, :, None]
+        return self._buffer[:, None, :num_nodes].flatten(2, 3)[..., : self._capacity or end]
 
     def _sliding_mask(
         self, tree: DraftTree, block: torch.Tensor, lengths: Sequence[int], cache: Cache, layer_idx: int, window: int
@@ -150,7 +152,7 @@ class TreeAttentionMask:
         prefix = torch.zeros(visible.shape, dtype=self._dtype, device=self._device)
         prefix.masked_fill_(~visible, self._minimum)
         block = block[:, None].masked_fill(indices[:, None, None, :] < first, self._minimum)
-        mask = torch.cat((prefix, block), dim=-1)
+        mask = torch.cat((prefix, block), dim=-1).repeat_interleave(self.rows_per_node, dim=2)
         if self._capacity is None:
             return mask
         return torch.nn.functional.pad(mask, (0, self._capacity - mask.shape[-1]), value=self._minimum)
