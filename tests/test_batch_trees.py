@@ -18,12 +18,30 @@ def make_config(**values):
     return JakiroDraftConfig(**{"batch_trees": {"4": TINY, "2": SMALL}, "num_draft_tokens": 20, **values})
 
 
-@pytest.mark.parametrize(("batch_size", "nodes"), [(1, 20), (2, 4), (3, 4), (4, 1), (16, 1)])
-def test_the_largest_batch_size_that_is_reached_counts(batch_size, nodes):
+@pytest.mark.parametrize(("batch_size", "nodes"), [(1, 20), (2, 4), (3, 2), (4, 1), (16, 1)])
+def test_sizes_of_the_config_and_those_between(batch_size, nodes):
     shape = TreeShape.from_config(make_config(), batch_size=batch_size)
     assert shape.num_draft_tokens == nodes
-    expected = {20: (7, 10, 10), 4: (2, 2, 3), 1: (1, 1, 1)}[nodes]  # one node needs no more
-    assert (shape.depth, shape.width, shape.top_k) == expected
+    # so few nodes need no more
+    assert (shape.depth, shape.width, shape.top_k) == {20: (7, 10, 10), 4: (2, 2, 3), 2: (2, 1, 2), 1: (1, 1, 1)}[
+        nodes
+    ]
+
+
+def test_trees_between_those_of_the_config():
+    """The same factor with each doubling of the batch."""
+    trees = {"4": {"tree_depth": 4, "tree_width": 2, "tree_top_k": 32, "num_draft_tokens": 4}}
+    trees["16"] = {**trees["4"], "tree_depth": 1, "num_draft_tokens": 1}
+    config = make_config(batch_trees=trees, num_draft_tokens=64, tree_depth=8, tree_top_k=8, tree_width=None)
+    fields = {size: config.tree_fields(size) for size in (1, 2, 3, 4, 6, 8, 16, 99)}
+    assert {size: tree["num_draft_tokens"] for size, tree in fields.items()} == {
+        **{1: 64, 2: 16, 3: 7, 4: 4},
+        **{6: 3, 8: 2, 16: 1, 99: 1},
+    }
+    assert [tree["tree_depth"] for tree in fields.values()] == [8, 6, 5, 4, 3, 2, 1, 1]
+    assert [tree["tree_width"] for tree in fields.values()] == [8, 4, 3, 2, 2, 2, 2, 2]
+    assert [tree["tree_top_k"] for tree in fields.values()] == [8, 16, 24, 32, 32, 32, 32, 32]
+    assert fields[4] == trees["4"]
 
 
 def test_what_overrides_them():

@@ -4,9 +4,10 @@
 
 import json
 import shutil
+from dataclasses import asdict
 
 import pytest
-from targets import scored_tree
+from targets import make_drafter, make_target, scored_tree
 
 from jakiro_cli import main
 from transformers_jakiro import JakiroDraftModel
@@ -152,7 +153,7 @@ def test_the_command_for_batches(tmp_path, capsys, monkeypatch):
     after = json.loads((folder / "config.json").read_text())
     assert after == {**before, **results["best"], "batch_trees": {"2": batch["best"]}}
     assert JakiroDraftModel.from_pretrained(folder).config.tree_fields(3) == batch["best"]
-    assert "for batches of 2 or more to" in capsys.readouterr().out
+    assert "for batches of 2 to" in capsys.readouterr().out
 
 
 def test_whether_a_tree_pays():
@@ -165,7 +166,7 @@ def test_whether_a_tree_pays():
 def test_trees_that_lose_are_said_to(tmp_path, capsys, monkeypatch):
     """The fastest of them is written all the same."""
 
-    def measure_slow_trees(benchmark, prompts, temperatures, shapes, advance=None, batch_size=1):
+    def measure_slow_trees(benchmark, prompts, temperatures, shapes, advance=None, batch_size=1, smaller=()):
         runs = [Run("a", 0, 5, 10, seconds, True, [2]) for seconds in range(1, len(shapes) + 2)]
         return [Measured(shape, [run]) for shape, run in zip((None, *shapes), runs, strict=True)]
 
@@ -197,6 +198,20 @@ def test_trees_in_a_config():
     assert (after["a"], after["tree_depth"], after["num_draft_tokens"]) == (1, 3, 10)
     assert "batch_trees" not in with_trees({"a": 1}, found[:1])
     assert "tree_depth" not in with_trees({"a": 1}, found[1:])
+
+
+def test_batches_are_measured_as_they_will_be_generated():
+    """Rows that are left when others have ended get trees for so many, the ones just found among them."""
+    fields = [asdict(Shape(depth, 2, 3)) for depth in (3, 4, 5, 6)]
+    draft = make_drafter(make_target(), batch_trees={"2": fields[0], "8": fields[1]})
+    shape, alone = Shape(2, 2, 2), Tuning(1, Shape(6, 2, 3), [], {}, Costs({}, {}, 0.0))
+    method = shape.method(draft, 4, [alone])
+    assert method.tree == {**fields[3], "batch_trees": {"2": fields[0], "4": asdict(shape)}}
+    assert method.options == {"assistant_model": draft}
+    with method.ready():
+        assert draft.config.tree_fields(4) == asdict(shape)
+        assert draft.config.tree_fields(1) == fields[3]
+    assert draft.config.tree_fields(8) == fields[1]
 
 
 def test_batches_are_full():

@@ -131,9 +131,9 @@ class JakiroDraftConfig(PreTrainedConfig):
             `[[0], [1], [0, 0]]`. Overrides the other fields of the tree.
         batch_trees (`dict[str, dict[str, int]]`, *optional*):
             Other trees for batches, where each node costs more: `tree_depth`, `tree_width`, `tree_top_k` and
-            `num_draft_tokens` by the smallest batch size they are for, for example `{"4": {...}, "16": {...}}`.
-            `jakiro tune --batch-size 1 4 16` finds them. Default: as many nodes for all rows together as the other
-            fields say for one, and fewer levels.
+            `num_draft_tokens` by batch size, for example `{"4": {...}, "16": {...}}`. Batches between two of them, or
+            between 1 and the smallest, get trees between theirs. `jakiro tune --batch-size 1 4 16` finds them.
+            Default: as many nodes for all rows together as the other fields say for one, and fewer levels.
 
     Raises:
         ValueError: if fields contradict each other; the message names the rule and both values.
@@ -288,13 +288,21 @@ class JakiroDraftConfig(PreTrainedConfig):
 
     def tree_fields(self, batch_size: int = 1) -> dict[str, int]:
         """
-        `tree_depth`, `tree_width`, `tree_top_k` and `num_draft_tokens` of the dynamic trees for a batch size. What
-        `batch_trees` does not say: as many nodes for all rows together as for one, and as many levels as so much
-        smaller a tree has, if their number grows with the logarithm of the nodes.
+        `tree_depth`, `tree_width`, `tree_top_k` and `num_draft_tokens` of the dynamic trees for a batch size. Between
+        two sizes that the config has trees for, they change by the same factor with each doubling of the batch.
+        Without `batch_trees`: as many nodes for all rows together as for one, and as many levels as so much smaller a
+        tree has, if their number grows with the logarithm of the nodes.
         """
-        sizes = [int(size) for size in self.batch_trees or {} if int(size) <= batch_size]
-        if sizes:
-            return dict(self.batch_trees[str(max(sizes))])
+        if self.batch_trees:
+            own = {field: getattr(self, field) for field in _TREE_FIELDS}
+            own["tree_width"] = self.tree_width or self.tree_top_k
+            trees = {1: own, **{int(size): tree for size, tree in self.batch_trees.items()}}
+            below = max(size for size in trees if size <= batch_size)
+            above = min((size for size in trees if size > batch_size), default=below)
+            share = 0.0 if above == below else math.log(batch_size / below) / math.log(above / below)
+            return {
+                field: round(value * (trees[above][field] / value) ** share) for field, value in trees[below].items()
+            }
         num_draft_tokens = max(1, self.num_draft_tokens // batch_size)
         share = math.log(num_draft_tokens + 1) / math.log(self.num_draft_tokens + 1)
         return {

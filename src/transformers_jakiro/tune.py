@@ -13,7 +13,8 @@ Finds the tree that is fastest on this machine, for a target and its drafter.
 4. *Choice.* Tokens per second = (tokens per step) / (time per step), as the replay and the costs predict it. The best
    few, the published tree and the drafter's own then answer the prompts, taking turns; the fastest wins.
 
-For batches the costs are those of as many rows, and the finalists answer batches.
+For batches the costs are those of as many rows, and the finalists answer batches, in which the rows that are left when
+others have ended get the trees found for smaller ones.
 
 The result depends on the machine, on the precision and on what else runs: tune where the drafter will work.
 """
@@ -76,12 +77,20 @@ class Shape:
         """The shape in a drafter's config for a batch size."""
         return cls(**config.tree_fields(batch_size))
 
-    def method(self, draft: PreTrainedModel) -> Method:
-        """Generating with such trees of a drafter."""
+    def method(self, draft: PreTrainedModel, batch_size: int = 1, smaller: Sequence["Tuning"] = ()) -> Method:
+        """Generating with such trees of a drafter; `smaller`: what was found for smaller batches."""
         options: dict[str, Any] = {"assistant_model": draft}
-        # else the target's generation config could say how many
-        options["num_assistant_tokens"] = self.num_draft_tokens
-        tree = {**asdict(self), "batch_trees": None}
+        if batch_size == 1:  # else the target's generation config could say how many
+            return Method(
+                str(self),
+                METHODS["jakiro"],
+                {**options, "num_assistant_tokens": self.num_draft_tokens},
+                draft,
+                {**asdict(self), "batch_trees": None},
+            )
+        tree = with_trees({"batch_trees": draft.config.batch_trees}, smaller)
+        sizes = {size: fields for size, fields in (tree["batch_trees"] or {}).items() if int(size) < batch_size}
+        tree["batch_trees"] = {**sizes, str(batch_size): asdict(self)}
         return Method(str(self), METHODS["jakiro"], options, draft, tree)
 
 
@@ -382,13 +391,15 @@ def measure(
     shapes: Sequence[Shape],
     advance: Callable[[], None] = lambda: None,
     batch_size: int = 1,
+    smaller: Sequence["Tuning"] = (),
 ) -> list[Measured]:
     """
     Lets plain `generate` and each shape answer each prompt, or each batch of them, at each temperature, taking turns.
-    The drafter's config is left as it was.
+    Rows of a batch that are left get the trees of `smaller` ones. The drafter's config is left as it was.
     """
     results = [Measured(shape) for shape in (None, *shapes)]
-    methods = [Method("plain", METHODS["plain"]), *(shape.method(benchmark.draft) for shape in shapes)]
+    methods = [Method("plain", METHODS["plain"])]
+    methods += [shape.method(benchmark.draft, batch_size, smaller) for shape in shapes]
     batches = full_batches(prompts, batch_size)
     for number, (temperature, batch) in enumerate(itertools.product(temperatures, batches)):
         inputs = benchmark.encode_batch(batch)
@@ -410,7 +421,7 @@ def step_seconds(benchmark: Benchmark, prompts: Sequence[str], shape: Shape) -> 
     """
     Median seconds of a step of a greedy generation for a batch of prompts, from one forward of the target to the next.
     """
-    method = shape.method(benchmark.draft)
+    method = shape.method(benchmark.draft, len(prompts))
     with method.ready(), calls_of(TreeForward, "run") as forwards:
         benchmark.target.generate(
             **benchmark.encode_batch(prompts),
@@ -531,6 +542,7 @@ def tune(
             *(benchmark, prompts, temperatures, finalists),
             advance=lambda phase=phase, done=done, total=total: progress(phase, next(done), total),
             batch_size=batch_size,
+            smaller=results,
         )
         best = max(measured[1:], key=lambda result: result.tokens_per_second).shape
         predicted = {shape: speed for speed, shape in ranked if shape in finalists}
@@ -650,7 +662,7 @@ def run_tune(
     content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     write_json(folder / "config.json", with_trees(content, results))
     for result in results:
-        of_batch = "" if result.batch_size == 1 else f" for batches of {result.batch_size} or more"
+        of_batch = "" if result.batch_size == 1 else f" for batches of {result.batch_size}"
         console.print(f"Saved the fastest tree{of_batch} to {output or draft}: {result.best}")
     if report is not None:
         write_json(Path(report), to_json(results, **arguments))
