@@ -7,9 +7,9 @@ JSON files of `jakiro tune` and `jakiro bench`.
     python docs/results.py PROMPTS.jsonl ... --target T --draft D --control D2 --name "what to call T"
 
 For the target as it is, and for the same target deepened to 32 layers, `jakiro tune` finds the drafter's tree on the
-prompts that ship, into a copy of the drafter, and `jakiro bench` lets that drafter and all else that can run answer
-PROMPTS. Each command is a process of its own. Stopped and run again, it goes on. Without `--target` and `--draft` only
-the page is written anew, from the JSON files in `docs/results`.
+prompts that ship, into a copy of the drafter (for the target as it is, trees for batches too), and `jakiro bench` lets
+that drafter and all else that can run answer PROMPTS. Each command is a process of its own. Stopped and run again, it
+goes on. Without `--target` and `--draft` only the page is written anew, from the JSON files in `docs/results`.
 
 Hardware: any, but nothing else should run on it. Time: with the defaults and seven tasks that of about a thousand
 answers of 64 tokens.
@@ -35,6 +35,7 @@ SETTINGS = ("target", "deepened")
 METHODS = ("plain", "static", "jakiro", "jakiro_static", "published", "adaptive", "chain", "prompt_lookup")
 OURS = ("plain", "jakiro", "published")  # between which the headline compares
 TUNE_TOKENS = 48  # at most, per prompt
+BATCH_SIZES = ("1", "4", "16")  # that trees are sought for, for the target as it is
 MOST_BYTES = 300_000  # of a JSON file; beyond that the single answers are left out
 START, END = "<!-- figures: written by docs/results.py -->", "<!-- end of figures -->"
 
@@ -74,6 +75,7 @@ def stages(args: argparse.Namespace) -> dict[str, list[str]]:
         options = [*common, *(["--deepen", str(args.deepen)] if setting == "deepened" else [])]
         tuned = ["--draft", args.draft, "--output", str(folder / "draft"), "--report", str(folder / "tune.json")]
         tuned += ["--max-new-tokens", str(min(TUNE_TOKENS, args.max_new_tokens))]
+        tuned += ["--batch-size", *BATCH_SIZES] if setting == "target" else []
         commands[f"{setting}/tune.json"] = ["tune", *options, *tuned]
         options += ["--draft", str(folder / "draft"), "--output", str(folder / "bench"), "--limit", str(args.limit)]
         options += ["--max-new-tokens", str(args.max_new_tokens), "--methods", *methods]
@@ -281,6 +283,12 @@ def section(result: Result, plots: dict[str, Path], page: Path) -> list[str]:
         ]
     found = f"The tree that `jakiro tune` found: {result.tree}. What it let answer in its last round:"
     lines += [paragraph(found), "", tuning_table(result.tuning), ""]
+    for tuning in result.tuning["batches"]:
+        found = (
+            f"In batches of {tuning['batch_size']}: {Shape(**tuning['best'])}. Tokens of all rows per second, with "
+            "the time of the prompts, which predictions leave out:"
+        )
+        lines += [paragraph(found), "", tuning_table(tuning), ""]
     lines += [paragraph(f"Measured on {conditions(result.payload)}"), ""]
     for title, path in plots.items():
         lines += [f"![{title}]({path.relative_to(page.parent).as_posix()})", ""]

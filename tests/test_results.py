@@ -71,11 +71,14 @@ def make_payload(seconds: dict[str, float], deepen: int | None, **arguments) -> 
     }
 
 
-def make_tuning() -> dict:
-    speeds = {"null": 10.0, json.dumps(PUBLISHED): 16.0, json.dumps(TREE): 24.0}
+def make_tuning(batch_sizes: tuple[int, ...] = (), size: int = 1) -> dict:
+    tree = {**TREE, "num_draft_tokens": TREE["num_draft_tokens"] // size}
+    speeds = {"null": 10.0 * size, json.dumps(PUBLISHED): 16.0, json.dumps(tree): 24.0 * size}
     return {
         "provenance": provenance(target="/some/where/big", draft="/some/where/small"),
-        "best": TREE,
+        "batch_size": size,
+        "batches": [make_tuning(size=size) for size in batch_sizes],
+        "best": tree,
         "measured": [
             {
                 "tree": json.loads(tree),
@@ -95,7 +98,7 @@ def work(tmp_path):
     for setting, deepen, jakiro in (("target", None, 1.0), ("deepened", 32, 0.8)):
         seconds = {"plain": 2.0, "jakiro": jakiro, "published": 1.25, "chain": 1.6}
         (folder / setting / "bench").mkdir(parents=True)
-        write_json(folder / setting / "tune.json", make_tuning())
+        write_json(folder / setting / "tune.json", make_tuning((2, 4) if deepen is None else ()))
         write_json(folder / setting / "bench" / "results.json", make_payload(seconds, deepen))
     return folder
 
@@ -123,6 +126,9 @@ def test_the_page_of_hand_made_figures(results, root, work):
         page[: page.index("*deepened* to 32 layers\n")], "4 levels, 2 nodes wide, 12 nodes, 32 children per node"
     )
     assert tuned[1:] == ["24.0", "2.40", "1.50", "3.00", "20.0"]
+    assert "In batches of 2: 4 levels, 2 nodes wide, 6 nodes" in page
+    batch = row_of(page, "4 levels, 2 nodes wide, 3 nodes, 32 children per node")
+    assert batch[1:] == ["96.0", "2.40", "6.00", "3.00", "20.0"]
     for text in ("--limit 1 --max-new-tokens 20", "summary.py", "no layers for it", "T = 0, milliseconds of a step"):
         assert text in page
     assert page.count("T = 0, speed-up by task") == 2
