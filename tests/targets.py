@@ -68,6 +68,17 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ["sliding_attention", "full_attention"],
         },
     ),
+    "gemma4": (
+        "Gemma4TextConfig",
+        {
+            "sliding_window": "window",
+            "head_dim": 8,
+            "global_head_dim": 16,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": VOCAB,
+        },
+    ),
     "phi3": ("Phi3Config", {"sliding_window": "window"}),
     "gpt_neox": ("GPTNeoXConfig", {"num_key_value_heads": None}),
     "gpt2": ("GPT2Config", {"num_key_value_heads": None}),
@@ -140,7 +151,7 @@ def make_target(
     if window is None and "use_sliding_window" in values:
         values["use_sliding_window"] = False
         del values["sliding_window"]
-    if window is None and "sliding_window" in values and architecture in ("gemma2", "gemma3", "gpt_oss"):
+    if window is None and "sliding_window" in values and architecture in ("gemma2", "gemma3", "gemma4", "gpt_oss"):
         values["sliding_window"] = 4 * CONTEXT  # these always have one
     config = getattr(transformers, class_name)(**values, **SPECIAL)
     config.tie_word_embeddings = False

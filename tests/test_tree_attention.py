@@ -7,8 +7,8 @@ from unittest import mock
 
 import pytest
 import torch
-from targets import compare, knowing_tree, make_drafter, make_prompt, make_target
-from transformers import DynamicCache
+from targets import LLAMA_LIKE, SPECIAL, compare, enlarge, knowing_tree, make_drafter, make_prompt, make_target
+from transformers import AutoModelForCausalLM, DogeConfig, DynamicCache, LlamaForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from transformers_jakiro import _compat, install_generation_hook, remove_generation_hook
@@ -131,6 +131,21 @@ def attention():
 )
 def test_which_targets_pack_heads(architecture, implementation, expected):
     assert _compat.num_packed_heads(make_target(architecture, attention=implementation)) == expected
+
+
+def test_targets_that_read_masks_themselves():
+    """They get them as transformers makes them."""
+    target = AutoModelForCausalLM.from_config(DogeConfig(**LLAMA_LIKE, **SPECIAL), attn_implementation="sdpa").eval()
+    enlarge(target)
+    assert _compat.num_packed_heads(target) == 1
+    compare(target, make_drafter(target), {"input_ids": make_prompt(6)}, max_new_tokens=12)
+
+    class OwnLlama(LlamaForCausalLM):
+        pass
+
+    target = make_target()
+    own = OwnLlama(target.config)
+    assert (_compat.num_packed_heads(target), _compat.num_packed_heads(own)) == (2, 1)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

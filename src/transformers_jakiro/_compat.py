@@ -215,6 +215,8 @@ def num_packed_heads(model: PreTrainedModel) -> int:
     config = model.config.get_text_config(decoder=True)
     if config._attn_implementation != "sdpa" or not model._supports_attention_backend:
         return 1
+    if not type(model).__module__.startswith("transformers.") or config.model_type == "doge":
+        return 1  # may do something of its own with the mask, as Doge does
     if not hasattr(ALL_ATTENTION_FUNCTIONS["sdpa"], _ORIGINAL):  # replaced after ours
         return 1
     mask = torch.empty(1, 1, 1, 1, device=model.device)

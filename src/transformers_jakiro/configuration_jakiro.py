@@ -410,10 +410,13 @@ class JakiroDraftConfig(PreTrainedConfig):
             overrides: any field of [`JakiroDraftConfig`].
         """
         text_config = target_config.get_text_config(decoder=True)
+        layer_config = text_config
+        if getattr(text_config, "is_heterogeneous", False):  # where layers differ in shape, as the first one
+            layer_config = text_config.per_layer_config[0]
         hidden_size = text_config.hidden_size
-        num_attention_heads = text_config.num_attention_heads
-        head_dim = getattr(text_config, "head_dim", None) or hidden_size // num_attention_heads
-        num_key_value_heads = getattr(text_config, "num_key_value_heads", None) or num_attention_heads
+        num_attention_heads = layer_config.num_attention_heads
+        head_dim = getattr(layer_config, "head_dim", None) or hidden_size // num_attention_heads
+        num_key_value_heads = getattr(layer_config, "num_key_value_heads", None) or num_attention_heads
         if num_attention_heads * head_dim > 2 * hidden_size or getattr(text_config, "kv_lora_rank", None) is not None:
             # latent attention: its head counts describe another kind of attention than the drafter's
             head_dim = 64 if hidden_size % 64 == 0 else hidden_size // num_attention_heads
@@ -427,7 +430,7 @@ class JakiroDraftConfig(PreTrainedConfig):
             "num_attention_heads": num_attention_heads,
             "num_key_value_heads": num_key_value_heads,
             "head_dim": head_dim,
-            "rms_norm_eps": getattr(text_config, "rms_norm_eps", 1e-6),
+            "rms_norm_eps": getattr(text_config, "rms_norm_eps", None) or 1e-6,
             "max_position_embeddings": getattr(text_config, "max_position_embeddings", 4096),
             # a drafter sees positions from 0 like its target, but rotates whole heads: only the base is taken over
             "rope_parameters": {
