@@ -89,7 +89,8 @@ class Recorder:
 
     def put_step(self, tokens: torch.LongTensor, tree: DraftTree | None, visited: list[int]) -> None:
         if tree is not None:
-            self.steps.append(Step(tree, visited, self._mask.clone(), int(tokens[-1])))
+            rows_per_node = self._mask.shape[2] // tree.num_nodes
+            self.steps.append(Step(tree, visited, self._mask[:, :, ::rows_per_node].clone(), int(tokens[-1])))
 
     def end(self) -> None: ...
 
