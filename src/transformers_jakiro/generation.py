@@ -250,8 +250,9 @@ def jakiro_generate(
 def install_generation_hook() -> None:
     """
     Lets `target.generate(assistant_model=draft)` of every causal language model use the tree loop when `draft` is a
-    Jakiro drafter, and `pipeline(..., assistant_model=draft)` take it, also as a folder or Hub id. Other assistants
-    behave as before. Idempotent; importing the package does it.
+    Jakiro drafter, and `pipeline(..., assistant_model=draft)` take it, also as a folder or Hub id. `sdpa` attention
+    learns to read the masks of its trees. Other assistants and masks are treated as before. Idempotent; importing the
+    package does it.
 
     Raises:
         IncompatibleTransformersError: if the installed transformers lacks what the hook relies on.
