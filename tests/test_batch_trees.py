@@ -22,10 +22,8 @@ def make_config(**values):
 def test_sizes_of_the_config_and_those_between(batch_size, nodes):
     shape = TreeShape.from_config(make_config(), batch_size=batch_size)
     assert shape.num_draft_tokens == nodes
-    # so few nodes need no more
-    assert (shape.depth, shape.width, shape.top_k) == {20: (7, 10, 10), 4: (2, 2, 3), 2: (2, 1, 2), 1: (1, 1, 1)}[
-        nodes
-    ]
+    expected = {20: (7, 10, 10), 4: (2, 2, 3), 2: (2, 1, 2), 1: (1, 1, 1)}[nodes]  # so few need no more
+    assert (shape.depth, shape.width, shape.top_k) == expected
 
 
 def test_trees_between_those_of_the_config():

@@ -178,7 +178,8 @@ def test_other_attention_is_as_before(attention):
     """Everything but a packed mask reaches the original as it is."""
     module = make_target().model.layers[0].self_attn
     query, key = torch.randn(2, 4, 3, 8), torch.randn(2, 2, 9, 8)
-    masks = [None, torch.zeros(2, 1, 3, 9), torch.ones(2, 1, 1, 9, dtype=torch.bool), torch.zeros(2, 4, 3, 9)]
+    masks = [None, torch.randn(2, 1, 3, 9), torch.randn(2, 1, 1, 9) > 0, torch.randn(2, 4, 3, 9)]
+    masks[2][..., 0] = True
     expected = [attention(module, query, key, key, mask, scaling=0.3, is_causal=False)[0] for mask in masks]
     install_generation_hook()
     hooked = ALL_ATTENTION_FUNCTIONS["sdpa"]

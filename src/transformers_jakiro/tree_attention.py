@@ -152,7 +152,8 @@ class TreeAttentionMask:
         prefix = torch.zeros(visible.shape, dtype=self._dtype, device=self._device)
         prefix.masked_fill_(~visible, self._minimum)
         block = block[:, None].masked_fill(indices[:, None, None, :] < first, self._minimum)
-        mask = torch.cat((prefix, block), dim=-1).repeat_interleave(self.rows_per_node, dim=2)
+        mask = torch.cat((prefix, block), dim=-1)[:, :, :, None]
+        mask = mask.expand(-1, -1, -1, self.rows_per_node, -1).flatten(2, 3)
         if self._capacity is None:
             return mask
         return torch.nn.functional.pad(mask, (0, self._capacity - mask.shape[-1]), value=self._minimum)

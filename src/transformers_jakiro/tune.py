@@ -80,17 +80,13 @@ class Shape:
     def method(self, draft: PreTrainedModel, batch_size: int = 1, smaller: Sequence["Tuning"] = ()) -> Method:
         """Generating with such trees of a drafter; `smaller`: what was found for smaller batches."""
         options: dict[str, Any] = {"assistant_model": draft}
-        if batch_size == 1:  # else the target's generation config could say how many
-            return Method(
-                str(self),
-                METHODS["jakiro"],
-                {**options, "num_assistant_tokens": self.num_draft_tokens},
-                draft,
-                {**asdict(self), "batch_trees": None},
-            )
-        tree = with_trees({"batch_trees": draft.config.batch_trees}, smaller)
-        sizes = {size: fields for size, fields in (tree["batch_trees"] or {}).items() if int(size) < batch_size}
-        tree["batch_trees"] = {**sizes, str(batch_size): asdict(self)}
+        if batch_size == 1:
+            options["num_assistant_tokens"] = self.num_draft_tokens  # else the target's config could say how many
+            tree = {**asdict(self), "batch_trees": None}
+        else:
+            tree = with_trees({"batch_trees": draft.config.batch_trees}, smaller)
+            sizes = {size: fields for size, fields in (tree["batch_trees"] or {}).items() if int(size) < batch_size}
+            tree["batch_trees"] = {**sizes, str(batch_size): asdict(self)}
         return Method(str(self), METHODS["jakiro"], options, draft, tree)
 
 
