@@ -1,29 +1,47 @@
-# `make demo` and `make test` do all the set-up themselves, in $(VENV).
+# `make demo` and `make test` do all the set-up themselves, in $(VENV), with the tested versions of $(LOCK). Without one
+# (`make test LOCK=`) they take the newest versions that pyproject.toml allows.
 VENV ?= .venv
 PYTHON ?= python3
+LOCK ?= requirements.lock
 TORCH ?= torch==2.13.0
-OLDEST ?= torch==2.6.0 transformers==5.15.0 accelerate==1.10.0 peft==0.20.0 rich==13.8.0 jinja2==3.1.0
 
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
-.PHONY: demo test test-slow test-oldest results docs docs-serve pictures style quality
+.PHONY: demo test test-slow test-oldest test-newest test-matrix lock results docs docs-serve pictures style quality types
 
 demo: $(INSTALLED)
 	$(BIN)/jakiro demo
 
+# Of the tests, some: `make test TESTS="-m compat"`.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 $(TESTS)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
 
-# The same tests against the oldest supported versions, in an environment of their own.
+# The same tests with the oldest versions of everything that pyproject.toml allows, and with the newest there are today,
+# in environments of their own. Neither looks at the lock.
 test-oldest:
-	$(PYTHON) -m venv $(VENV)-oldest
-	$(VENV)-oldest/bin/pip install --quiet $(OLDEST)
-	$(VENV)-oldest/bin/pip install --quiet --editable '.[test]'
-	$(VENV)-oldest/bin/python -m pytest -n 2
+	$(PYTHON) tools/environment.py $(VENV)-oldest --editable '.[test]' --resolution lowest-direct
+	$(VENV)-oldest/bin/python -m pytest -n 2 $(TESTS)
+
+test-newest:
+	$(PYTHON) tools/environment.py $(VENV)-newest --editable '.[test]'
+	$(VENV)-newest/bin/python -m pytest -n 2 $(TESTS)
+
+# The tests marked `compat` with every minor version of transformers, each in an environment of its own; writes
+# docs/versions.md. Some: `make test-matrix MATRIX="5.15 5.24"`.
+test-matrix: $(INSTALLED)
+	$(BIN)/python tools/matrix.py $(MATRIX)
+
+# Exact versions of everything, for all Pythons and platforms: the newest that pyproject.toml allows, but for PyTorch.
+lock:
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/pip install --quiet uv
+	echo '$(TORCH)' | env -u UV_FIND_LINKS $(VENV)-lock/bin/uv pip compile --quiet --upgrade --universal \
+		--python-version 3.11 --no-annotate --custom-compile-command 'make lock' \
+		--extra dev --output-file $(LOCK) pyproject.toml -
 
 # Measures a pair and writes docs/results.md: `make results TARGET=T DRAFT=D PROMPTS="a.jsonl b.jsonl" OPTIONS=...`, see
 # `python docs/results.py --help`. Without TARGET and DRAFT only the page is written anew.
@@ -48,12 +66,10 @@ style: $(INSTALLED)
 quality: $(INSTALLED)
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .
 
-# PyTorch first, and of the kind that fits the machine: a wheel from pip's own `find-links` if there is one, else what
-# uv's `--torch-backend=auto` picks (a CPU build without a GPU). Otherwise pip would draw gigabytes of CUDA libraries.
-$(INSTALLED): pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-index --no-deps $(TORCH) 2>/dev/null || ( \
-		$(BIN)/pip install --quiet uv && \
-		$(BIN)/uv pip install --quiet --python $(BIN)/python --torch-backend=auto $(TORCH) )
-	$(BIN)/pip install --quiet --editable '.[dev]'
+# The files that pyproject.toml lists.
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+$(INSTALLED): pyproject.toml $(LOCK)
+	$(PYTHON) tools/environment.py $(VENV) --editable '.[dev]' $(if $(LOCK),--lock $(LOCK))
 	touch $@

@@ -8,17 +8,29 @@ is about to say, so that long paths of a tree are accepted whatever the weights 
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import cache
 from typing import Any, ClassVar
 from unittest import mock
 
+import peft
+import pytest
 import torch
 import transformers
+from packaging.version import Version
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from transformers_jakiro import JakiroCandidateGenerator, JakiroDraftConfig, JakiroDraftModel, generation
 from transformers_jakiro.tree import DraftTree
 
+# the key/value cache's name in arguments and outputs, which transformers 5.24 changed
+(CACHE,) = {"cache", "past_key_values"} & {field.name for field in fields(GenerateDecoderOnlyOutput)}
+needs_adapter_methods = pytest.mark.skipif(
+    Version(peft.__version__) < Version(MIN_PEFT_VERSION),
+    reason=f"transformers {transformers.__version__} wants PEFT {MIN_PEFT_VERSION} for this, got {peft.__version__}",
+)
 VOCAB, HIDDEN, CONTEXT = 96, 32, 320
 # pad, bos and eos exist, so that `generate` has no reason to warn, but no random target ends by itself
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None}

@@ -13,7 +13,7 @@ from unittest import mock
 
 import pytest
 import torch
-from targets import CASES, SLIDING, VOCAB, knowing_tree, make_drafter, make_prompt, make_target
+from targets import CACHE, CASES, SLIDING, VOCAB, knowing_tree, make_drafter, make_prompt, make_target
 from transformers import DynamicCache, MaxLengthCriteria, PreTrainedModel, StoppingCriteriaList, TextStreamer
 from transformers.generation import PrefixConstrainedLogitsProcessor
 from transformers.generation.streamers import BaseStreamer
@@ -378,7 +378,7 @@ def test_a_cache_of_the_callers():
     cache = DynamicCache(config=target.config)
     with knowing_drafter(plain[:, 7:].tolist()):
         target.generate(
-            **inputs, max_new_tokens=12, do_sample=False, past_key_values=cache, assistant_model=make_drafter(target)
+            **inputs, max_new_tokens=12, do_sample=False, **{CACHE: cache}, assistant_model=make_drafter(target)
         )
     assert cache.get_seq_length() == 18
     expected = DynamicCache(config=target.config)
@@ -386,7 +386,7 @@ def test_a_cache_of_the_callers():
         plain[:, :18],
         attention_mask=torch.nn.functional.pad(inputs["attention_mask"], (0, 11), value=1),
         position_ids=torch.nn.functional.pad(inputs["attention_mask"], (0, 11), value=1).cumsum(-1).sub(1).clamp(0),
-        past_key_values=expected,
+        **{CACHE: expected},
     )
     visible = torch.nn.functional.pad(inputs["attention_mask"], (0, 11), value=1).bool()
     for ours, theirs in zip(cache.layers, expected.layers, strict=True):

@@ -230,10 +230,10 @@ def test_features_and_trees(name, tmp_path):
 
     read = seen.features(ids)[:, :-1]
     cache = DraftCache(draft.config.num_hidden_layers)
-    features = [draft(seen.embed(ids[:, 1:]), read, past_key_values=cache).last_hidden_state[:, -1:]]
+    features = [draft(seen.embed(ids[:, 1:]), read, cache=cache).last_hidden_state[:, -1:]]
     for token in path:  # reads what the drafter itself said
         embedding = seen.embed(torch.tensor([[token]]))
-        features.append(draft(embedding, features[-1], past_key_values=cache).last_hidden_state)
+        features.append(draft(embedding, features[-1], cache=cache).last_hidden_state)
     got = torch.cat(features, dim=1)[0]
     tolerance = {"atol": 1e-4, "rtol": 1e-4}
     torch.testing.assert_close(got, torch.stack(expected[len(reference.states) :]), **tolerance)

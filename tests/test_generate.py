@@ -6,12 +6,14 @@ import copy
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from unittest import mock
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from targets import (
+    CACHE,
     LLAMA_LIKE,
     SLIDING,
     SPECIAL,
@@ -32,14 +34,17 @@ from transformers import (
     AttentionMaskInterface,
     AutoModelForCausalLM,
     BloomConfig,
+    Cache,
     FalconConfig,
     GenerationMixin,
     GPTNeoConfig,
+    Lfm2Config,
     Llama4TextConfig,
     LogitsProcessor,
     LogitsProcessorList,
     MaxTimeCriteria,
     MptConfig,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -361,10 +366,8 @@ def test_records(architecture, window, do_sample, padding):
     for name in ("scores", "logits", "hidden_states", "attentions"):
         assert len(getattr(plain, name)) == 14
         assert_same(getattr(ours, name), getattr(plain, name), name)
-    assert ours.past_key_values.get_seq_length() == plain.past_key_values.get_seq_length() == 12 + 13
-    for index, (layer, expected) in enumerate(
-        zip(ours.past_key_values.layers, plain.past_key_values.layers, strict=True)
-    ):
+    assert ours[CACHE].get_seq_length() == plain[CACHE].get_seq_length() == 12 + 13
+    for index, (layer, expected) in enumerate(zip(ours[CACHE].layers, plain[CACHE].layers, strict=True)):
         assert_same((layer.keys, layer.values), (expected.keys, expected.values), f"cache[{index}]")
 
 
@@ -416,9 +419,67 @@ def test_the_returned_cache_continues(architecture, assisted):
     assistant = {"assistant_model": draft} if assisted else {}
     with knowing_drafter(truth[11:]):
         continued = target.generate(
-            output.sequences, past_key_values=output.past_key_values, max_new_tokens=13, do_sample=False, **assistant
+            output.sequences, **{CACHE: output[CACHE]}, max_new_tokens=13, do_sample=False, **assistant
         )
     assert continued[0, 12:].tolist() == truth
+
+
+@pytest.mark.skipif(not hasattr(Cache, "is_croppable"), reason="caches say what can be cropped since 5.17")
+@pytest.mark.parametrize("sampling", [{}, {"do_sample": True, "seed": 3}])
+def test_convolutions_are_rolled_back(sampling):
+    """LFM2 remembers its last few tokens in a window that transformers can roll back: chains, also after a reply."""
+    target = make_convolutional()
+    draft, ids = make_drafter(target), make_prompt(7)
+    with pytest.warns(UserWarning, match="LinearAttentionLayer"):
+        output = compare(target, draft, {"input_ids": ids}, max_new_tokens=24, **sampling)
+    assert max(output.accept_lengths[0]) > 1
+    more = {"max_new_tokens": 9, "do_sample": False}
+    expected = target.generate(output.sequences, **more)
+    assert torch.equal(target.generate(output.sequences, **{CACHE: output[CACHE]}, **more), expected)
+
+
+@pytest.mark.skipif(hasattr(Cache, "is_croppable"), reason="caches say what can be cropped since 5.17")
+def test_convolutions_are_refused():
+    target = make_convolutional()
+    with pytest.raises(NotImplementedError, match=r"LinearAttentionLayer.*cannot drop .*Leave out `assistant_model`"):
+        target.generate(make_prompt(7), assistant_model=make_drafter(target), max_new_tokens=4)
+
+
+def make_convolutional() -> PreTrainedModel:
+    torch.manual_seed(0)
+    layers = ["conv", "full_attention", "conv", "full_attention"]
+    config = Lfm2Config(**{**LLAMA_LIKE, "num_hidden_layers": 4}, **SPECIAL, layer_types=layers)
+    target = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in target.parameters():  # else its logits hardly depend on the text
+        parameter.data.mul_(3)
+    return target
+
+
+def test_experts_are_optimized_for_decoding_after_the_prefill():
+    """As in plain `generate`: the prompt's forward outside of that context, all others inside."""
+    target, inside, forwards = make_target("mixtral"), [False], []
+    original, forward = target._optimize_model_for_decode, target.forward
+
+    @contextmanager
+    def optimize():
+        with original():
+            inside[0] = True
+            yield
+            inside[0] = False
+
+    def record(*args, **kwargs):
+        forwards.append(inside[0])
+        return forward(*args, **kwargs)
+
+    for assistant in ({}, {"assistant_model": make_drafter(target)}):
+        forwards.clear()
+        with (
+            mock.patch.object(target, "_optimize_model_for_decode", optimize),
+            mock.patch.object(target, "forward", record),
+        ):
+            target.generate(make_prompt(5), max_new_tokens=6, do_sample=False, **assistant)
+        assert forwards == [False] + [True] * (len(forwards) - 1)
+        assert len(forwards) > 1
 
 
 def test_ids_alone_without_return_dict():
@@ -735,5 +796,5 @@ def test_a_finished_process_keeps_giving_forwards_to_the_others(monkeypatch, att
         handle.remove()
     assert torch.equal(together.sequences, alone.sequences)
     assert together.accept_lengths == alone.accept_lengths
-    assert together.past_key_values.get_seq_length() == alone.past_key_values.get_seq_length()
+    assert together[CACHE].get_seq_length() == alone[CACHE].get_seq_length()
     assert len(forwards) == 1 + len(alone.accept_lengths[0]) + 4

@@ -5,11 +5,13 @@
 import copy
 import subprocess
 import sys
+import warnings
 from collections import Counter
 
 import pytest
 import torch
 from targets import (
+    CACHE,
     LLAMA_LIKE,
     SPECIAL,
     VOCAB,
@@ -391,7 +393,16 @@ class RoundingLayer(QuantizedLayer):
 
 
 class UnknownLayer(DynamicLayer):
-    """One that nobody has said anything about."""
+    """One that does not say that it can be cropped."""
+
+    is_croppable = False
+
+
+class RecurrentLayer(DynamicLayer):
+    """One that cannot tell before it is filled, and then says no."""
+
+    conv_states = None
+    is_croppable = False
 
 
 CACHES = {
@@ -412,7 +423,34 @@ def test_kinds_of_caches(way, pair, name):
     if name == "offloaded" and torch.version.cuda is not None and not torch.cuda.is_available():
         pytest.skip("a CUDA build of PyTorch makes no offloaded cache without a driver")
     with pytest.raises(NotImplementedError, match=message + r".*default dynamic cache"):
-        way(*pair, past_key_values=make())
+        way(*pair, **{CACHE: make()})
+
+
+@BOTH_WAYS
+def test_a_recurrent_state_that_shows_in_the_cache(way, pair):
+    cache = Cache(layers=[RecurrentLayer() for _ in range(2)])
+    with (
+        pytest.warns(UserWarning, match="chains instead of trees"),
+        pytest.raises(
+            NotImplementedError, match=r"recurrent state in its cache \(layers of kind RecurrentLayer\).*Leave out"
+        ),
+    ):
+        way(*pair, **{CACHE: cache})
+
+
+@pytest.mark.skipif(CACHE == "past_key_values", reason="caches have one name before transformers 5.24")
+def test_a_cache_under_its_former_name(pair):
+    """Only who uses the former name is warned of it."""
+    target, draft = pair
+    kwargs = {"max_new_tokens": 6, "do_sample": False, "assistant_model": draft, "return_dict_in_generate": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        expected = target.generate(make_prompt(5), cache=DynamicCache(config=target.config), **kwargs)
+    with pytest.warns(FutureWarning, match="past_key_values.* deprecated") as caught:
+        output = target.generate(make_prompt(5), past_key_values=DynamicCache(config=target.config), **kwargs)
+    assert {warning.filename for warning in caught if warning.category is FutureWarning} == {__file__}
+    assert torch.equal(output.sequences, expected.sequences)
+    assert output.cache.get_seq_length() == expected.cache.get_seq_length()
 
 
 @BOTH_WAYS

@@ -9,6 +9,7 @@ import torch
 import transformers
 from packaging.version import Version
 from targets import (
+    CACHE,
     CASES,
     CONTEXT,
     EAGER_ONLY,
@@ -151,7 +152,7 @@ def test_inputs_embeds_with_ids():
 def extended_cache(target, ids):
     """A cache after `ids` and some generated tokens, and all ids it stands for."""
     output = target.generate(ids, max_new_tokens=6, do_sample=False, return_dict_in_generate=True)
-    return output.past_key_values, output.sequences
+    return output[CACHE], output.sequences
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2", "gpt2"])
@@ -164,7 +165,7 @@ def test_next_turn_on_an_existing_cache(architecture, turn):
     compare(
         target,
         make_drafter(target),
-        {"input_ids": ids, "past_key_values": Fresh(lambda: copy.deepcopy(cache))},
+        {"input_ids": ids, CACHE: Fresh(lambda: copy.deepcopy(cache))},
         max_new_tokens=12,
     )
     padded = torch.ones_like(ids)
@@ -172,7 +173,7 @@ def test_next_turn_on_an_existing_cache(architecture, turn):
     compare(
         target,
         make_drafter(target),
-        {"input_ids": ids, "past_key_values": Fresh(lambda: copy.deepcopy(cache)), "attention_mask": padded},
+        {"input_ids": ids, CACHE: Fresh(lambda: copy.deepcopy(cache)), "attention_mask": padded},
         max_new_tokens=12,
     )
 
@@ -188,7 +189,7 @@ def test_only_the_new_ids_on_an_existing_cache(architecture):
     compare(
         target,
         make_drafter(target),
-        {"input_ids": ids, "past_key_values": Fresh(lambda: copy.deepcopy(cache)), "attention_mask": mask},
+        {"input_ids": ids, CACHE: Fresh(lambda: copy.deepcopy(cache)), "attention_mask": mask},
         max_new_tokens=12,
     )
 
@@ -207,9 +208,9 @@ def test_unusual_prompts(architecture):
         {"input_ids": ids, "attention_mask": holes},
         {"input_ids": ids, "attention_mask": right},
         {"input_ids": ids, "position_ids": torch.arange(14)[None] + 3},
-        {"input_ids": ids, "past_key_values": Fresh(DynamicCache)},  # one that knows no windows
-        {"inputs_embeds": embeddings, "past_key_values": Fresh(lambda: copy.deepcopy(cache))},
-        {"input_ids": longer, "past_key_values": Fresh(lambda: copy.deepcopy(cache)), "prefill_chunk_size": 2},
+        {"input_ids": ids, CACHE: Fresh(DynamicCache)},  # one that knows no windows
+        {"inputs_embeds": embeddings, CACHE: Fresh(lambda: copy.deepcopy(cache))},
+        {"input_ids": longer, CACHE: Fresh(lambda: copy.deepcopy(cache)), "prefill_chunk_size": 2},
     ):
         if "prefill_chunk_size" in inputs and Version(transformers.__version__) < Version("5.20"):
             continue  # plain `generate` used to process the cached part again
@@ -247,12 +248,12 @@ def test_the_drafter_reads_the_same_whatever_the_prompt_comes_as():
 
     # the drafter does not see what was cached before: it starts with the new part
     with torch.no_grad():
-        cache = target(ids[:, :9], use_cache=True).past_key_values
-    expected = trees_for(input_ids=ids, past_key_values=copy.deepcopy(cache))
+        cache = target(ids[:, :9], use_cache=True)[CACHE]
+    expected = trees_for(input_ids=ids, **{CACHE: copy.deepcopy(cache)})
     new = {"input_ids": ids[:, 9:], "attention_mask": torch.ones_like(ids)}
-    assert trees_for(**new, past_key_values=copy.deepcopy(cache)) == expected
-    assert trees_for(inputs_embeds=embeddings, past_key_values=copy.deepcopy(cache)) == expected
-    assert trees_for(input_ids=ids, past_key_values=copy.deepcopy(cache), prefill_chunk_size=4) == expected
+    assert trees_for(**new, **{CACHE: copy.deepcopy(cache)}) == expected
+    assert trees_for(inputs_embeds=embeddings, **{CACHE: copy.deepcopy(cache)}) == expected
+    assert trees_for(input_ids=ids, **{CACHE: copy.deepcopy(cache)}, prefill_chunk_size=4) == expected
     assert trees_for(input_ids=ids) != expected
 
 

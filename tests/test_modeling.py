@@ -159,8 +159,8 @@ def test_decoding_with_a_cache_equals_one_forward(tmp_path, implementation, kwar
     cache = DynamicCache(config=draft.config)
     parts = []
     for start, end in ((0, 4), (4, 5), (5, 8), (8, 9)):
-        output = draft(embeddings[:, start:end], states[:, start:end], past_key_values=cache, **asked)
-        assert output.past_key_values is cache
+        output = draft(embeddings[:, start:end], states[:, start:end], cache=cache, **asked)
+        assert output.cache is cache
         assert cache.get_seq_length() == end
         parts.append(features(output))
     for name, value in expected.items():

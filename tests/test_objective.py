@@ -73,7 +73,7 @@ def test_unrolled_steps_are_what_drafting_computes(pair, packed, attention):
                 output = draft(
                     inputs_embeds=embeddings[:, place + step + 1 : place + step + 2],
                     hidden_states=output.last_hidden_state[:, -1:],
-                    past_key_values=generator._cache,
+                    cache=generator._cache,
                     output_contrastive_hidden_state=step == num_steps - 1,
                 )
             got = outputs[-1].contrastive_hidden_state[row, offset + place + num_steps - 1]

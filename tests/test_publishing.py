@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import LocalEntryNotFoundError
 from peft import LoraConfig
 from safetensors.torch import load_file
-from targets import make_drafter, make_target
+from targets import make_drafter, make_target, needs_adapter_methods
 from training_run import make_arguments, make_draft, make_rows
 from training_run import make_target as make_training_target
 
@@ -169,6 +169,10 @@ def test_folders_that_are_refused(draft, tmp_path):
     for folder in (tmp_path / "full", tmp_path / "full" / "file"):
         with pytest.raises(ValueError, match="not an empty folder"):
             write_repository(draft, folder, "me/my-drafter", license="mit")
+
+
+@needs_adapter_methods
+def test_an_adapter_that_is_not_merged_is_refused(draft, tmp_path):
     draft.add_adapter(LoraConfig(target_modules=["fc"]))
     with pytest.raises(ValueError, match=r"adapter that is not merged\. Merge it"):
         write_repository(draft, tmp_path / "out", "me/my-drafter", license="mit")

@@ -6,7 +6,7 @@ from unittest import mock
 
 import pytest
 import torch
-from targets import CASES, SLIDING, compare, make_drafter, make_prompt, make_target
+from targets import CACHE, CASES, SLIDING, compare, make_drafter, make_prompt, make_target
 from test_batch import compare as compare_batch
 from test_batch import make_batch
 from transformers import CompileConfig, StaticCache
@@ -47,7 +47,7 @@ def test_forwards_have_few_shapes(adaptive):
                 draft_shapes.add((kwargs["inputs_embeds"].shape, kwargs["attention_mask"].shape, flags))
             outputs = model(**kwargs)
             if model is target:
-                addresses.add(outputs.past_key_values.layers[0].keys.data_ptr())
+                addresses.add(outputs[CACHE].layers[0].keys.data_ptr())
             return outputs
 
         return forward
@@ -98,15 +98,15 @@ def test_a_cache_of_the_callers():
     kwargs = {"max_new_tokens": 12, "do_sample": False}
     plain = target.generate(prompt, **kwargs)
     cache = StaticCache(target.config, max_cache_len=28)
-    assert target.generate(prompt, past_key_values=cache, assistant_model=draft, **kwargs).tolist() == plain.tolist()
+    assert target.generate(prompt, **{CACHE: cache}, assistant_model=draft, **kwargs).tolist() == plain.tolist()
     assert int(cache.get_seq_length()) == 17
     small = StaticCache(target.config, max_cache_len=27)
     with pytest.raises(ValueError, match=r"holds 27 tokens, .* take up to 28 .*max_cache_len=28"):
-        target.generate(prompt, past_key_values=small, assistant_model=draft, **kwargs)
+        target.generate(prompt, **{CACHE: small}, assistant_model=draft, **kwargs)
     windowed = make_target("mistral", window=7)
     own = StaticCache(windowed.config, max_cache_len=64)
     with pytest.raises(ValueError, match=r"holds 7 tokens"):
-        windowed.generate(prompt, past_key_values=own, assistant_model=make_drafter(windowed), **kwargs)
+        windowed.generate(prompt, **{CACHE: own}, assistant_model=make_drafter(windowed), **kwargs)
 
 
 def test_records():

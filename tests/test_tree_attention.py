@@ -11,7 +11,7 @@ from targets import LLAMA_LIKE, SPECIAL, compare, enlarge, knowing_tree, make_dr
 from transformers import AutoModelForCausalLM, DogeConfig, DynamicCache, LlamaForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from transformers_jakiro import _compat, install_generation_hook, remove_generation_hook
+from transformers_jakiro import IncompatibleTransformersError, _compat, install_generation_hook, remove_generation_hook
 from transformers_jakiro.tree import DraftTree
 from transformers_jakiro.tree_attention import TreeAttentionMask, layer_types, why_no_trees
 
@@ -216,5 +216,5 @@ def test_attention_of_the_user(attention):
 
 def test_changed_attention_is_named(attention):
     ALL_ATTENTION_FUNCTIONS.register("sdpa", lambda module, query, states, mask: None)
-    with pytest.raises(_compat.IncompatibleTransformersError, match=r"ALL_ATTENTION_FUNCTIONS.'sdpa'.` of .* lacks"):
+    with pytest.raises(IncompatibleTransformersError, match=r"ALL_ATTENTION_FUNCTIONS.'sdpa'.` of .* lacks"):
         install_generation_hook()

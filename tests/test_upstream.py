@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 import torch
-from targets import make_prompt, make_target
+from targets import CACHE, make_prompt, make_target
 from transformers import (
     Cache,
     CompileConfig,
@@ -50,7 +50,7 @@ def test_leading_parameters(name, parameters):
     [
         ("_assisted_decoding", {"synced_gpus", "streamer", "assistant_model", "model_kwargs"}),
         ("_prepare_generation_config", {"kwargs"}),
-        ("prepare_inputs_for_generation", {"is_first_iteration", "attention_mask", "past_key_values", "kwargs"}),
+        ("prepare_inputs_for_generation", {"is_first_iteration", "attention_mask", CACHE, "kwargs"}),
     ],
 )
 def test_further_parameters(name, parameters):
@@ -98,7 +98,7 @@ def test_arguments_of_a_decoding_loop():
     make_target().generate(
         make_prompt(4), attention_mask=mask, max_new_tokens=3, eos_token_id=[5, 6], custom_generate=loop
     )
-    assert isinstance(seen["past_key_values"], DynamicCache)
+    assert isinstance(seen[CACHE], DynamicCache)
     assert seen["attention_mask"].tolist() == [[0, 1, 1, 1]]
     assert seen["position_ids"].shape == (1, 4)
     assert seen["position_ids"][0, 1:].tolist() == [0, 1, 2]

@@ -5,26 +5,44 @@ Jakiro (arXiv 2502.06282) for Hugging Face Transformers: `target.generate(**inpu
 target's own tokens in fewer forwards.
 
 Importing registers `JakiroDraftConfig` and `JakiroDraftModel` with the Auto classes and lets `generate` use the tree
-loop for Jakiro drafters; it has no other side effect.
+loop for Jakiro drafters; it has no other side effect. The trainer is imported when it is first asked for.
 """
+# ruff: noqa: E402 - the versions are checked before an import that an unsupported one lacks
+
+from .versions import IncompatibleTransformersError, UnsupportedVersionError, check_versions
+
+check_versions()
 
 import warnings
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoModel
 
-from ._compat import IncompatibleTransformersError
+from .batch import JakiroGenerateOutput
 from .candidate_generator import JakiroCandidateGenerator
 from .configuration_jakiro import JakiroDraftConfig
-from .generation import (
-    JakiroGenerateOutput,
-    StepStreamer,
-    install_generation_hook,
-    jakiro_generate,
-    remove_generation_hook,
-)
+from .generation import StepStreamer, install_generation_hook, jakiro_generate, remove_generation_hook
 from .modeling_jakiro import JakiroDraftModel, JakiroDraftOutput
 
+if TYPE_CHECKING:
+    from .trainer import JakiroTrainer, JakiroTrainingArguments
+
 __version__ = "0.1.0"
+
+_LAZY = {"JakiroTrainer": ".trainer", "JakiroTrainingArguments": ".trainer"}  # they import PEFT and accelerate
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_LAZY[name], __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
 
 AutoConfig.register(JakiroDraftConfig.model_type, JakiroDraftConfig, exist_ok=True)
 AutoModel.register(JakiroDraftConfig, JakiroDraftModel, exist_ok=True)
@@ -42,7 +60,10 @@ __all__ = [
     "JakiroDraftModel",
     "JakiroDraftOutput",
     "JakiroGenerateOutput",
+    "JakiroTrainer",
+    "JakiroTrainingArguments",
     "StepStreamer",
+    "UnsupportedVersionError",
     "install_generation_hook",
     "jakiro_generate",
     "remove_generation_hook",

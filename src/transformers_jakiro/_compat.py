@@ -3,19 +3,22 @@
 """
 The only file that touches what transformers does not promise to keep: private methods of `GenerationMixin`, private
 attributes of `GenerationConfig`, how pipelines load assistants, how `from_pretrained` finds adapters and ends loading,
-its attention functions and the insides of its cache layers. (`serving.py` does so for `transformers serve`.) Checked
-against transformers 5.15 and 5.23; a test pins the signatures.
+its attention functions, the insides of its cache layers, and what differs between the versions of `versions.py`.
+(`serving.py` does so for `transformers serve`.) `make test-matrix` runs it on every one of them, and a test pins the
+signatures.
 """
 
 import copy
 import functools
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -31,6 +34,7 @@ from transformers import (
     PreTrainedModel,
     StaticCache,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
+    cache_utils,
 )
 from transformers.cache_utils import (
     DynamicLayer,
@@ -47,6 +51,28 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pipelines import base as pipelines
 
 from .device import send
+from .versions import SUPPORTED_PACKAGES, IncompatibleTransformersError, minor_version, version_range
+
+# -- versions of transformers ----------------------------------------------------------------------------------------
+
+TRANSFORMERS = minor_version(transformers.__version__)
+# The name of the key/value cache in arguments of models, in their outputs and in `model_kwargs`.
+CACHE = "cache" if TRANSFORMERS >= (5, 24) else "past_key_values"
+
+
+def cache_of(outputs: Any) -> Cache | None:
+    """The key/value cache in a model's outputs."""
+    return getattr(outputs, CACHE, None)
+
+
+def select_hidden_states(layers: Sequence[int]) -> bool | list[int]:
+    """
+    The `output_hidden_states` argument of a model's forward that gives at least these hidden states, counted as in its
+    outputs: 0 is the embedding, -1 what the head reads. Others may be None.
+    """
+    # before 5.17 any true value gave all; until 5.22 a list named layers instead of hidden states
+    return list(layers) if TRANSFORMERS >= (5, 23) else True
+
 
 # -- the generate hook -----------------------------------------------------------------------------------------------
 
@@ -65,17 +91,16 @@ _HOOKED = {
     "_validate_generation_mode": ("self", "generation_mode", "generation_config", "generation_mode_kwargs"),
     "_prepare_generation_config": ("self", "generation_config", "kwargs"),
 }
-_CALLED = {"_prefill": ("self", "input_ids", "generation_config", "model_kwargs")}
+_CALLED = {
+    "_prefill": ("self", "input_ids", "generation_config", "model_kwargs"),
+    "_optimize_model_for_decode": ("self",),
+}
 _HOOKED_IN_PIPELINES = {"load_assistant_model": ("model", "assistant_model", "assistant_tokenizer")}
 _HOOKED_ATTENTION = ("module", "query", "key", "value", "attention_mask")
 _ORIGINAL = "_transformers_jakiro_original"
 _LOOPS = "_transformers_jakiro_loops"
 _EXPLICIT = "_explicit_num_assistant_tokens"
 _COMPILED = "_transformers_jakiro_compiled"  # of models: the forward that was compiled, and how
-
-
-class IncompatibleTransformersError(RuntimeError):
-    """The installed transformers lacks a method or parameter that the generate hook relies on."""
 
 
 def check_signatures():
@@ -90,12 +115,12 @@ def check_signatures():
         parameters = inspect.signature(inspect.unwrap(function)).parameters
         missing = [parameter for parameter in expected if parameter not in parameters]
         if missing:
-            import transformers
-
             raise IncompatibleTransformersError(
                 f"`{name}` of transformers {transformers.__version__} lacks the parameters {missing} "
-                "that `generate(assistant_model=<Jakiro drafter>)` relies on. Install a version this package was "
-                "tested with (`pip install 'transformers>=5.15,<=5.23'`), or upgrade transformers-jakiro."
+                "that `generate(assistant_model=<Jakiro drafter>)` relies on. Something has replaced it, or this "
+                "version is not one that the package was tested with: run "
+                f"`pip install 'transformers{version_range(SUPPORTED_PACKAGES['transformers'])}'`, or upgrade "
+                "transformers-jakiro."
             )
 
 
@@ -253,9 +278,6 @@ def _packed_attention(
 
 # -- generation ------------------------------------------------------------------------------------------------------
 
-# `output_hidden_states` for the last layer's states alone. Before 5.21 any true value gives those of all.
-LAST_HIDDEN = -1
-
 
 def explicit_num_assistant_tokens(generation_config: GenerationConfig) -> int | None:
     """`num_assistant_tokens` if the caller or the target's generation config set it, else None."""
@@ -291,14 +313,14 @@ def prefill(
     Yields:
         (outputs, number of tokens processed) per chunk.
     """
-    cache = model_kwargs["past_key_values"]
+    cache = model_kwargs[CACHE]
     chunk_size = generation_config.prefill_chunk_size
     if chunk_size is None or model_kwargs.get("inputs_embeds") is not None:
         generation_config = copy.copy(generation_config)
         generation_config.prefill_chunk_size = None
         past_length = int(cache.get_seq_length())
         outputs = model._prefill(input_ids, generation_config, model_kwargs)
-        if getattr(outputs, "past_key_values", None) is not cache:
+        if cache_of(outputs) is not cache:
             raise NotImplementedError(
                 f"{type(model).__name__} does not fill the key/value cache it is given, and drafting needs one. Leave "
                 "out `assistant_model`."
@@ -320,6 +342,11 @@ def prefill(
         model_inputs = model.prepare_inputs_for_generation(chunk, is_first_iteration=True, **chunk_kwargs)
         yield model(**model_inputs, return_dict=True), chunk.shape[1]
         past_length = end
+
+
+def optimized_for_decoding(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """What plain `generate` does to a model after the prefill: experts computed in the way that suits few tokens."""
+    return model._optimize_model_for_decode()
 
 
 def has_unfinished_sequences(model: PreTrainedModel, finished: bool, synced_gpus: bool, device: torch.device) -> bool:
@@ -425,6 +452,20 @@ def find_adapter(path: Any, kwargs: dict[str, Any]) -> tuple[Any, str | None, di
     return base, adapter, {**download_options, **adapter_options}
 
 
+def discard_adapter(model: PreTrainedModel, adapter_name: str) -> None:
+    """
+    As `model.delete_adapter`, which transformers refuses where the installed PEFT is older than it wants, though it
+    loads adapters then.
+    """
+    from peft.functional import delete_adapter
+
+    delete_adapter(model, adapter_name, prefix=f"{model.peft_config[adapter_name].peft_type.value.lower()}_")
+    del model.peft_config[adapter_name]
+    if not model.peft_config:
+        del model.peft_config
+        model._hf_peft_config_loaded = False
+
+
 class StrictLoading:
     """
     Mixin of models whose `check_loaded(path, missing, unexpected, mismatched)` refuses an incomplete checkpoint before
@@ -458,26 +499,55 @@ def check_cache(cache: Any) -> str | None:
         NotImplementedError: if not even a chain can.
     """
     remedy = (
-        "Use the default dynamic cache (leave out `cache_implementation` and `past_key_values`), or "
+        f"Use the default dynamic cache (leave out `cache_implementation` and `{CACHE}`), or "
         "`cache_implementation='static'`."
     )
     if not isinstance(cache, Cache) or isinstance(cache, EncoderDecoderCache):
         raise NotImplementedError(f"A drafter needs a decoder's key/value cache, got {type(cache).__name__}. {remedy}")
     if getattr(cache, "offloading", False):
         raise NotImplementedError(f"Offloaded caches are not supported with a Jakiro drafter yet. {remedy}")
-    kinds = {type(layer) for layer in cache.layers}
-    for kind in kinds:
-        if issubclass(kind, QuantizedLayer):
-            raise NotImplementedError(
-                "Quantized caches cannot drop rejected tokens: quantized states are not kept per token. " + remedy
-            )
-    chain_only = sorted(kind.__name__ for kind in kinds if kind not in _KEEP_NODES and kind not in _STATIC_LAYERS)
-    unknown = [name for name in chain_only if name not in _CHAIN_LAYERS]
-    if unknown:
+    if any(isinstance(layer, _QUANTIZED_LAYER) for layer in cache.layers):
         raise NotImplementedError(
-            f"Cache layers of the kinds {unknown} cannot drop rejected tokens, as drafting needs. {remedy}"
+            f"Quantized caches cannot drop rejected tokens: quantized states are not kept per token. {remedy}"
         )
+    others = [layer for layer in cache.layers if type(layer) not in (*_KEEP_NODES, *_STATIC_LAYERS)]
+    # what is yet to be filled may not know whether it can: see `check_croppable`
+    unknown = {type(layer).__name__ for layer in others if not _may_crop(layer)}
+    if unknown:
+        remedy = remedy if is_user_defined(cache) else "Leave out `assistant_model`."
+        raise NotImplementedError(
+            f"Cache layers of the kinds {sorted(unknown)} cannot drop rejected tokens, as drafting needs. {remedy}"
+        )
+    chain_only = sorted({type(layer).__name__ for layer in others})
     return f"the cache has layers of kind {', '.join(chain_only)}" if chain_only else None
+
+
+def check_croppable(model: PreTrainedModel, cache: Cache) -> None:
+    """
+    Raises `NotImplementedError` for a cache of which [`check_cache`] could not tell before the prompt was read that it
+    holds a recurrent state.
+    """
+    kinds = sorted({type(layer).__name__ for layer in cache.layers if not _can_crop(layer)})
+    if kinds:
+        raise NotImplementedError(
+            f"{type(model).__name__} keeps a recurrent state in its cache (layers of kind {', '.join(kinds)}) that "
+            "cannot be rolled back to the last accepted token, so nothing can be drafted for it. Leave out "
+            "`assistant_model`."
+        )
+
+
+def _can_crop(layer: Any) -> bool:
+    return type(layer) in (*_KEEP_NODES, *_STATIC_LAYERS) or _is_croppable(layer)
+
+
+def _may_crop(layer: Any) -> bool:
+    """As [`_can_crop`], before the layer is filled: linear attention then cannot tell."""
+    return _is_croppable(layer) or (hasattr(type(layer), "is_croppable") and hasattr(layer, "conv_states"))
+
+
+def _is_croppable(layer: Any) -> bool:
+    # before 5.17 layers do not say; of those there were then, this one can
+    return getattr(layer, "is_croppable", type(layer).__name__ == "DynamicIndexedLayer")
 
 
 def is_static(cache: Cache) -> bool:
@@ -619,9 +689,16 @@ def keep_rows(
             if not is_static:
                 setattr(layer, name, states[..., start:end, :])
         if is_static:
-            layer.cumulative_length.fill_(max(new_lengths))
-            if isinstance(layer, StaticSlidingWindowLayer):
-                layer.cumulative_length_int = max(new_lengths)
+            _shorten_static(layer, max(lengths) + num_nodes - max(new_lengths))
+
+
+def _shorten_static(layer: StaticLayer, num_tokens: int) -> None:
+    if TRANSFORMERS >= (5, 24):
+        layer.crop(-num_tokens)
+        return
+    layer.cumulative_length.sub_(num_tokens)
+    if isinstance(layer, StaticSlidingWindowLayer):
+        layer.cumulative_length_int -= num_tokens
 
 
 def select_rows(cache: Cache, rows: torch.LongTensor, num_columns: int) -> None:
@@ -691,8 +768,9 @@ try:  # since transformers 5.21
     _KEEP_NODES[DummyLayer] = _keep_nothing
 except ImportError:
     pass
-_CHAIN_LAYERS = frozenset({"DynamicIndexedLayer"})
 _STATIC_LAYERS = (StaticLayer, StaticSlidingWindowLayer)
+# since 5.21 the base of those of all backends; until 5.23 they call themselves croppable
+_QUANTIZED_LAYER: type = getattr(cache_utils, "BaseQuantizedLayer", QuantizedLayer)
 
 
 def compile_everywhere() -> CompileConfig:

@@ -140,7 +140,7 @@ class Batch:
         walking = self.unfinished
         longest = max(row.length for row in self.rows)
         num_behind = [longest - row.length for row in self.rows]
-        is_static = _compat.is_static(outputs.past_key_values)
+        is_static = _compat.is_static(_compat.cache_of(outputs))
         visited, emitted = walk_trees(walking, tokens, parents, choose, self._emit)
         for row in walking:
             first_node = longest - 1 if is_static else -tree.num_nodes
@@ -245,10 +245,10 @@ class Batch:
             logits=_join([row.logits for row in rows], num_tokens),
             attentions=attentions,
             hidden_states=hidden_states,
-            past_key_values=cache,
             accept_lengths=self.accept_lengths,
             num_drafted_tokens=self.num_drafted_tokens,
             num_verified_tokens=sum(sum(row.accept_lengths) for row in rows),
+            **{_compat.CACHE: cache},
         )
 
 
@@ -318,7 +318,7 @@ class _Row:
                 )
             if self.attentions is not None:
                 path = visited[: step + 1]
-                windows = [getattr(layer, "sliding_window", None) for layer in outputs.past_key_values.layers]
+                windows = [getattr(layer, "sliding_window", None) for layer in _compat.cache_of(outputs).layers]
                 self.attentions += (
                     tuple(
                         _path_attention(weights, row, node, path, first_node, window, num_behind)

@@ -253,7 +253,7 @@ class JakiroCandidateGenerator(CandidateGenerator):
             hidden_states=features,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=self._cache,
+            cache=self._cache,
             **outputs,
         )
         self._cache.columns = None
@@ -424,7 +424,7 @@ class JakiroCandidateGenerator(CandidateGenerator):
             hidden_states=features,
             attention_mask=self._mask.tree(self._lengths, block, self._padding),
             position_embeddings=(cos[:, :, level - 1 : level], sin[:, :, level - 1 : level]),
-            past_key_values=self._cache,
+            cache=self._cache,
             **self._outputs(contrastive),
         )
 

@@ -149,7 +149,7 @@ class JakiroDraftConfig(PreTrainedConfig):
     """
 
     model_type = "jakiro_draft"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["cache"]
 
     vocab_size: int = 32000
     draft_vocab_size: int | None = None

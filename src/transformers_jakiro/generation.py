@@ -126,7 +126,7 @@ def jakiro_decode(
         )
     if num_assistant_tokens is None:
         num_assistant_tokens = _compat.explicit_num_assistant_tokens(generation_config)
-    cache = model_kwargs.get("past_key_values")
+    cache = model_kwargs.get(_compat.CACHE)
     batch_size, device = input_ids.shape[0], input_ids.device
     chain_only = _only_chains(model, cache, batch_size)
 
@@ -145,13 +145,14 @@ def jakiro_decode(
     shape, static = shape_for(batch_size), {}
     if _compat.is_static(cache):
         cache = _compat.fit_static_cache(model, cache, generation_config.max_length, shape.num_draft_tokens)
-        model_kwargs["past_key_values"] = cache
+        model_kwargs[_compat.CACHE] = cache
         compile_config = _compat.compile_config_of(model, model_kwargs, generation_config)
         static = {"capacity": _compat.static_capacity(cache), "compile_config": compile_config}
     drafter = JakiroCandidateGenerator(assistant_model, target, shape, coupling=coupling, **static)
     batch = Batch(input_ids, generation_config, logits_processor, stopping_criteria, noise)
     put_step = _step_putter(streamer, batch)
     outputs = _prefill(target, drafter, input_ids, generation_config, model_kwargs)
+    _compat.check_croppable(model, cache)
     schedule = None
     if _compat.wants_adaptive_trees(generation_config):
         whole = shape_for(1)
@@ -168,35 +169,36 @@ def jakiro_decode(
         generation_config.return_dict_in_generate or _compat.is_user_defined(cache) or _compat.is_static(cache)
     )
 
-    while _compat.has_unfinished_sequences(model, batch.finished, synced_gpus, device):
-        if batch.finished:  # other processes still generate and need this one's share of the forwards
-            forward.run(DraftTree.root_only(batch.last_tokens))
-            forward.keep([[]] * len(batch.rows))
-            continue
-        unfinished = batch.unfinished
-        if may_drop_rows and len(unfinished) < len(batch.rows):
-            batch.select(unfinished)
-            drafter.select(unfinished)
-            drafter.shape = shape = shape_for(len(unfinished))
-            forward.select(unfinished)
-        max_depth = batch.tokens_left - 1
-        if schedule is not None:
-            max_depth = max_depth if schedule.wants_tree() else 0
-            drafter.shape = shape if static else shape.with_depth(schedule.depth)
-        tree = drafter.propose(batch.last_tokens, max_depth=max_depth, chain=chain_only)
-        if schedule is not None:
-            tree = schedule.resize(tree)
-        outputs = forward.run(tree)
-        visited, emitted = batch.walk(tree, outputs)
-        nodes = forward.keep(visited)
-        drafter.observe(
-            _gather_nodes(target.read(outputs.hidden_states), nodes),
-            target.embed(tree.tokens.gather(1, nodes.to(tree.tokens.device))),
-            num_tokens=[len(path) for path in visited],
-        )
-        if schedule is not None:
-            schedule.record(tree, sum(map(len, emitted)) / sum(map(bool, emitted)))
-        put_step(emitted, tree, visited)
+    with _compat.optimized_for_decoding(model):
+        while _compat.has_unfinished_sequences(model, batch.finished, synced_gpus, device):
+            if batch.finished:  # other processes still generate and need this one's share of the forwards
+                forward.run(DraftTree.root_only(batch.last_tokens))
+                forward.keep([[]] * len(batch.rows))
+                continue
+            unfinished = batch.unfinished
+            if may_drop_rows and len(unfinished) < len(batch.rows):
+                batch.select(unfinished)
+                drafter.select(unfinished)
+                drafter.shape = shape = shape_for(len(unfinished))
+                forward.select(unfinished)
+            max_depth = batch.tokens_left - 1
+            if schedule is not None:
+                max_depth = max_depth if schedule.wants_tree() else 0
+                drafter.shape = shape if static else shape.with_depth(schedule.depth)
+            tree = drafter.propose(batch.last_tokens, max_depth=max_depth, chain=chain_only)
+            if schedule is not None:
+                tree = schedule.resize(tree)
+            outputs = forward.run(tree)
+            visited, emitted = batch.walk(tree, outputs)
+            nodes = forward.keep(visited)
+            drafter.observe(
+                _gather_nodes(target.read(outputs.hidden_states), nodes),
+                target.embed(tree.tokens.gather(1, nodes.to(tree.tokens.device))),
+                num_tokens=[len(path) for path in visited],
+            )
+            if schedule is not None:
+                schedule.record(tree, sum(map(len, emitted)) / sum(map(bool, emitted)))
+            put_step(emitted, tree, visited)
     forward.close()
     if isinstance(noise, BatchCoupling):
         noise.finish()
@@ -296,7 +298,7 @@ def _prefill(
     model_kwargs: dict[str, Any],
 ) -> Any:
     """Runs the target over the prompt, as plain `generate` does, and lets the drafter read it. The last outputs."""
-    cache: Cache = model_kwargs["past_key_values"]
+    cache: Cache = model_kwargs[_compat.CACHE]
     prompt_embeddings = model_kwargs.get("inputs_embeds")
     attention_mask = model_kwargs.get("attention_mask")
     wanted = generation_config.output_hidden_states or target.output_hidden_states

@@ -46,7 +46,7 @@ class JakiroDraftOutput(ModelOutput):
             Contrastive features: index t predicts the target's feature at t + 2.
         expert_hidden_states (`torch.Tensor` of shape `(2, B, T, H)`, if asked for):
             Features of the two chosen experts, each a head of its own; the larger gate logit first.
-        past_key_values (`Cache`, if one was given):
+        cache (`Cache`, if one was given):
             The drafter's key/value cache, extended by T positions.
         router_logits (`torch.Tensor` of shape `(B, T, N)`, if asked for):
             Routing logits of the last layer.
@@ -55,7 +55,7 @@ class JakiroDraftOutput(ModelOutput):
     last_hidden_state: torch.Tensor | None = None
     contrastive_hidden_state: torch.Tensor | None = None
     expert_hidden_states: torch.Tensor | None = None
-    past_key_values: Cache | None = None
+    cache: Cache | None = None
     router_logits: torch.Tensor | None = None
 
 
@@ -95,7 +95,7 @@ class JakiroAttention(nn.Module):
         hidden_states: torch.Tensor,  # [B, T, H]
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None,
-        past_key_values: Cache | None,
+        cache: Cache | None,
         **kwargs: Any,
     ) -> torch.Tensor:
         batch_size, length = hidden_states.shape[:2]
@@ -104,8 +104,8 @@ class JakiroAttention(nn.Module):
         cos, sin = position_embeddings
         rotated = torch.addcmul(rotated * cos, rotated.roll(self.head_dim // 2, dims=-1), sin)
         query, key = rotated.split((self.num_heads, self.num_key_value_heads), dim=1)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         groups = self.num_key_value_groups
         implementation, dense_mask = self.config._attn_implementation, isinstance(attention_mask, torch.Tensor)
         # the mask has a row for each query head of a group: they become rows of one head, as otherwise keys and values
@@ -249,15 +249,13 @@ class JakiroDecoderLayer(nn.Module):
         hidden_states: torch.Tensor,  # [B, T, H]
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None,
-        past_key_values: Cache | None,
+        cache: Cache | None,
         contrastive: bool,
         decoupled: bool,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         residual, inputs = self.read(hidden_states)
-        hidden_states = residual + self.self_attn(
-            inputs, position_embeddings, attention_mask, past_key_values, **kwargs
-        )
+        hidden_states = residual + self.self_attn(inputs, position_embeddings, attention_mask, cache, **kwargs)
         mixtures, router_logits = self.mlp(self.post_attention_layernorm(hidden_states), contrastive, decoupled)
         return hidden_states + mixtures, router_logits  # [M, B, T, H]
 
@@ -310,7 +308,7 @@ class JakiroDraftPreTrainedModel(_compat.StrictLoading, PreTrainedModel):
     main_input_name = "inputs_embeds"
     supports_gradient_checkpointing = False
     _no_split_modules = ["JakiroDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache"]
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
@@ -415,7 +413,7 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         output_contrastive_hidden_state: bool = False,
         output_expert_hidden_states: bool = False,
         output_router_logits: bool = False,
@@ -439,7 +437,7 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
                 Positions in the drafter's own sequence of pairs, from 0. Default: those that follow the cache.
             position_embeddings (pair of `torch.Tensor`, *optional*):
                 In place of `position_ids`, what [`~JakiroDraftModel.rotary_factors`] makes of them.
-            past_key_values ([`~transformers.Cache`], *optional*):
+            cache ([`~transformers.Cache`], *optional*):
                 Extended in place.
             output_contrastive_hidden_state, output_expert_hidden_states, output_router_logits (`bool`):
                 What else to compute; nothing that isn't asked for is.
@@ -484,7 +482,7 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
         if not eagle3:  # else the first layer reads both
             hidden_states = self.fc(hidden_states)
         if position_ids is None and position_embeddings is None:
-            past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+            past_length = cache.get_seq_length() if cache is not None else 0
             position_ids = torch.arange(hidden_states.shape[1], device=hidden_states.device) + past_length
             position_ids = position_ids.unsqueeze(0)
         if attention_mask is None or attention_mask.ndim != 4:
@@ -492,8 +490,8 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
                 config=self.config,
                 inputs_embeds=hidden_states,
                 attention_mask=attention_mask,
-                past_key_values=past_key_values,
                 position_ids=position_ids,
+                **{_compat.CACHE: cache},
             )
         if position_embeddings is None:
             # under autocast, weights and hidden states differ in dtype
@@ -504,7 +502,7 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
                 hidden_states,
                 position_embeddings,
                 attention_mask,
-                past_key_values,
+                cache,
                 contrastive=output_contrastive_hidden_state and index == last,
                 decoupled=output_expert_hidden_states and index == last,
                 **kwargs,
@@ -517,7 +515,7 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
             last_hidden_state=mixtures[0],
             contrastive_hidden_state=mixtures[1] if output_contrastive_hidden_state else None,
             expert_hidden_states=mixtures[-2:] if output_expert_hidden_states else None,
-            past_key_values=past_key_values,
+            cache=cache,
             router_logits=router_logits if output_router_logits else None,
         )
 
@@ -589,7 +587,7 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
                 )
             self.check_finite()
         except ValueError:
-            self.delete_adapter(adapter_name)
+            _compat.discard_adapter(self, adapter_name)
             raise
         return info
 

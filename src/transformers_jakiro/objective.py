@@ -179,7 +179,7 @@ def unroll(
             hidden_states=hidden_states,
             attention_mask=attention_mask,
             position_ids=positions.expand(embeddings.shape[0], -1),
-            past_key_values=cache,
+            cache=cache,
             output_contrastive_hidden_state=contrastive(step),
             **outputs,
         )

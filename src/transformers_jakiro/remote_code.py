@@ -9,11 +9,16 @@ transformers copies the files that it finds by following lines of the form `from
 copy of this file classes of its own: so config and drafter must be loaded from this same file.
 """
 
+# ruff: noqa: E402 - the versions are checked before an import that an unsupported one lacks
+
+from .versions import IncompatibleTransformersError, check_versions
+
+check_versions()
+
 import warnings
 
 from transformers import PreTrainedModel
 
-from ._compat import IncompatibleTransformersError
 from .configuration_jakiro import JakiroDraftConfig
 from .generation import install_generation_hook
 from .modeling_jakiro import JakiroDraftModel

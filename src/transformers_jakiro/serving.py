@@ -3,8 +3,8 @@
 """
 `jakiro serve`: transformers' own OpenAI-compatible server, with a drafter in every generation.
 
-The only file that touches `transformers.cli.serving`, which transformers does not promise to keep; checked against
-5.15 and 5.23. What is added: the drafter; refusals that say what is wrong with a request; seeds that hold for one
+The only file that touches `transformers.cli.serving`, which transformers does not promise to keep. What is added: the
+drafter; refusals that say what is wrong with a request; seeds that hold for one
 request; generations that end when their client leaves. One thread generates, for one request at a time and in the
 order of arrival, as `transformers serve` does without continuous batching, which takes no drafter.
 """
@@ -38,6 +38,7 @@ from fastapi import FastAPI, HTTPException
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from transformers.cli.serving import utils as serving_utils
 from transformers.cli.serving.chat_completion import ChatCompletionHandler
 from transformers.cli.serving.completion import CompletionHandler
 from transformers.cli.serving.model_manager import ModelManager
@@ -213,6 +214,14 @@ class _GenerationState(GenerationState):
         return self._manager
 
 
+def _split_revision(name: str) -> tuple[str, str | None]:
+    """The model and the revision in a name as `ModelManager.process_model_name` gives it."""
+    if hasattr(serving_utils, "split_revision"):  # since transformers 5.24
+        return serving_utils.split_revision(name)
+    model_id, _, revision = name.rpartition("@")  # the one it has added; a local path may have others
+    return model_id, revision
+
+
 class _TargetManager(ModelManager):
     """Holds the target, and loads nothing else."""
 
@@ -229,14 +238,16 @@ class _TargetManager(ModelManager):
         self.check_name(model_id_and_revision)
         return super().load_model_streaming(model_id_and_revision, *args, **kwargs)
 
-    def get_gen_models(self, cache_dir: str | None = None) -> list[dict[str, Any]]:
+    def list_models(self, cache_dir: str | None = None) -> list[dict[str, Any]]:
         owner = self.force_model.split("/")[0] if self.force_model.count("/") == 1 else ""
         return [{"id": self.force_model, "object": "model", "created": self._created, "owned_by": owner}]
+
+    get_gen_models = list_models  # its name before transformers 5.24
 
     def _load_model(self, model_id_and_revision: str, **kwargs: Any) -> PreTrainedModel:
         # transformers' own looks for the class in its own modules, which classes of remote code are not in
         self._created = int(time.time())
-        model_id, revision = model_id_and_revision.split("@", 1)
+        model_id, revision = _split_revision(model_id_and_revision)
         return AutoModelForCausalLM.from_pretrained(
             model_id,
             revision=revision,
@@ -580,7 +591,7 @@ def create_app(
         trust_remote_code=trust_remote_code,
     )
     (loaded,) = models.loaded_models.values()
-    draft_id, revision = models.process_model_name(draft).split("@", 1)
+    draft_id, revision = _split_revision(models.process_model_name(draft))
     draft_model = AutoModel.from_pretrained(
         draft_id, revision=revision, dtype=loaded.model.dtype, trust_remote_code=trust_remote_code
     )

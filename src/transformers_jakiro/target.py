@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ._compat import LAST_HIDDEN, execution_device
+from ._compat import execution_device, select_hidden_states
 from .configuration_jakiro import JakiroDraftConfig
 
 
@@ -115,9 +115,9 @@ class Target:
         return self.read(outputs.hidden_states)
 
     @property
-    def output_hidden_states(self) -> int | list[int]:
+    def output_hidden_states(self) -> bool | list[int]:
         """The argument of the target's forward for what its drafter reads."""
-        return [*self.feature_layers, LAST_HIDDEN] if self.feature_layers else LAST_HIDDEN
+        return select_hidden_states([*self.feature_layers, -1])
 
     def read(self, hidden_states: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """What a drafter reads of a forward's `hidden_states`: each `[B, T, H]` → `[B, T, F]`."""

@@ -61,7 +61,7 @@ class TreeForward:
         if positions is not None:
             self._position_offset = positions[..., -1:].to(self._device) + 1 - int(prompt_length)
         self._kwargs = {
-            "past_key_values": cache,
+            _compat.CACHE: cache,
             "use_cache": True,
             "return_dict": True,
             "output_hidden_states": generation_config.output_hidden_states or target.output_hidden_states,

@@ -34,6 +34,7 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel, set_seed
 
+from . import _compat
 from .benchmark import METHODS, PUBLISHED, Benchmark, Method, load_benchmark, provenance, sampling_options
 from .candidate_generator import JakiroCandidateGenerator, TreeShape
 from .configuration_jakiro import JakiroDraftConfig
@@ -319,7 +320,7 @@ def target_costs(
     """
     batch_size, prompt_length = input_ids.shape
     cache = DynamicCache(config=target.config)
-    target(input_ids, past_key_values=cache, logits_to_keep=1)
+    target(input_ids, logits_to_keep=1, **{_compat.CACHE: cache})
     view, device = Target(target), input_ids.device
     chain_only = why_no_trees(target) is not None
     forward = TreeForward(view, cache, GenerationConfig(), {}, batch_size, prompt_length, chain_only=chain_only)

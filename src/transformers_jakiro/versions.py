@@ -1,0 +1,78 @@
+# Copyright 2026 The transformers-jakiro authors.
+# Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
+"""
+The versions of Python, PyTorch and transformers that this package runs on. Reads their metadata and imports neither,
+so that an unsupported version ends in one message instead of an error somewhere inside.
+"""
+
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final
+
+# The first minor version that is supported, and the first that is not. `pyproject.toml` says the same.
+SUPPORTED_PYTHON: Final = ((3, 11), None)
+SUPPORTED_PACKAGES: Final = {"torch": ((2, 6), None), "transformers": ((5, 15), (5, 25))}
+
+
+class UnsupportedVersionError(ImportError):
+    """The installed version of Python, PyTorch or transformers is outside the range this package was tested with."""
+
+
+class IncompatibleTransformersError(RuntimeError):
+    """The installed transformers lacks a method or parameter that the generate hook relies on."""
+
+
+def check_versions() -> None:
+    """
+    Compares what is installed with what is supported.
+
+    Raises:
+        UnsupportedVersionError: says what is installed, what is supported, and the command that mends it.
+    """
+    python = sys.version_info[:3]
+    if not _is_within(python[:2], SUPPORTED_PYTHON):
+        raise UnsupportedVersionError(
+            f"transformers-jakiro needs Python{version_range(SUPPORTED_PYTHON)}, got {'.'.join(map(str, python))}. "
+            "Create a new environment with a supported Python and install the package there."
+        )
+    for name, supported in SUPPORTED_PACKAGES.items():
+        requirement = f"'{name}{version_range(supported)}'"
+        try:
+            installed = version(name)
+        except PackageNotFoundError as error:
+            raise UnsupportedVersionError(
+                f"transformers-jakiro needs {requirement}, which is not installed. Run `pip install {requirement}`."
+            ) from error
+        if not _is_within(minor_version(installed), supported):
+            raise UnsupportedVersionError(
+                f"transformers-jakiro needs {requirement}, got {name} {installed}. Run `pip install {requirement}`, "
+                "or upgrade transformers-jakiro."
+            )
+
+
+def minor_version(text: str) -> tuple[int, int]:
+    """`(5, 24)` for `"5.24.0.dev0"`."""
+    major, minor = text.split(".")[:2]
+    return int(major), int(minor)
+
+
+def _is_within(got: tuple[int, int], supported: tuple[tuple[int, int], tuple[int, int] | None]) -> bool:
+    first, end = supported
+    return first <= got and (end is None or got < end)
+
+
+def version_range(supported: tuple[tuple[int, int], tuple[int, int] | None]) -> str:
+    """`>=5.15,<5.25`, as pip writes it."""
+    first, end = (None if bound is None else ".".join(map(str, bound)) for bound in supported)
+    return f">={first}" if end is None else f">={first},<{end}"
+
+
+__all__ = [
+    "SUPPORTED_PACKAGES",
+    "SUPPORTED_PYTHON",
+    "IncompatibleTransformersError",
+    "UnsupportedVersionError",
+    "check_versions",
+    "minor_version",
+    "version_range",
+]

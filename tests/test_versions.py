@@ -1,0 +1,143 @@
+# Copyright 2026 The transformers-jakiro authors.
+# Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
+"""Supported versions: said the same everywhere, and anything else refused in one message."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import transformers_jakiro
+from jakiro_cli import main
+from transformers_jakiro import UnsupportedVersionError, versions
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Function: lets a package seem to be installed in another version, None for not at all."""
+
+    def pretend(name, version):
+        original = metadata.version
+
+        def other(asked):
+            if asked != name:
+                return original(asked)
+            if version is None:
+                raise metadata.PackageNotFoundError(name)
+            return version
+
+        monkeypatch.setattr(versions, "version", other)
+
+    return pretend
+
+
+def test_the_metadata_says_the_same():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"] == versions.version_range(versions.SUPPORTED_PYTHON)
+    requirements = {each.name: each for each in map(Requirement, project["dependencies"])}
+    for name, supported in versions.SUPPORTED_PACKAGES.items():
+        assert requirements[name].specifier == Requirement(name + versions.version_range(supported)).specifier
+    capped = [name for name, each in requirements.items() if any(part.operator == "<" for part in each.specifier)]
+    assert capped == ["transformers"]
+
+
+def test_one_version_of_ours():
+    assert metadata.version("transformers-jakiro") == transformers_jakiro.__version__
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "message"),
+    [
+        (
+            "transformers",
+            "5.14.1",
+            r"needs 'transformers>=5.15,<5.25', got transformers 5.14.1. Run `pip install 'tra",
+        ),
+        ("transformers", "5.25.0.dev0", r"got transformers 5.25.0.dev0"),
+        ("transformers", "4.57.6", r"got transformers 4.57.6"),
+        ("torch", "2.5.1+cu124", r"needs 'torch>=2.6', got torch 2.5.1\+cu124. Run `pip install 'torch>=2.6'`"),
+        ("torch", None, r"needs 'torch>=2.6', which is not installed. Run `pip install 'torch>=2.6'`"),
+    ],
+)
+def test_unsupported_packages(name, version, message, installed):
+    installed(name, version)
+    with pytest.raises(UnsupportedVersionError, match=message):
+        versions.check_versions()
+
+
+@pytest.mark.parametrize(
+    ("name", "version"), [("transformers", "5.24.9"), ("transformers", "5.15.0"), ("torch", "3.0")]
+)
+def test_supported_packages(name, version, installed):
+    installed(name, version)
+    versions.check_versions()
+
+
+def test_unsupported_python(monkeypatch):
+    monkeypatch.setattr(versions.sys, "version_info", (3, 10, 13, "final", 0))
+    with pytest.raises(UnsupportedVersionError, match=r"needs Python>=3.11, got 3.10.13"):
+        versions.check_versions()
+
+
+def test_importing_says_it_first(tmp_path):
+    """Before any import that such a version lacks: here transformers is an empty module. And the command says it."""
+    site = tmp_path / "site"
+    (site / "transformers-5.3.0.dist-info").mkdir(parents=True)
+    (site / "transformers-5.3.0.dist-info" / "METADATA").write_text("Name: transformers\nVersion: 5.3.0\n")
+    (site / "transformers.py").touch()
+    for code, stands_alone in (
+        ("import transformers_jakiro", False),
+        ("import jakiro_cli; jakiro_cli.main(['demo'])", True),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={"PYTHONPATH": str(site)}, cwd=tmp_path, capture_output=True, text=True
+        )
+        last = done.stderr.strip().splitlines()[-1]
+        assert "needs 'transformers>=5.15,<5.25', got transformers 5.3.0. Run `pip install" in last
+        assert ("Traceback" in done.stderr) != stands_alone
+
+
+def test_the_command_says_it_in_one_line(monkeypatch, capsys):
+    def missing(*args, **kwargs):
+        raise UnsupportedVersionError("needs 'transformers>=5.15,<5.25'")
+
+    monkeypatch.setattr("transformers_jakiro.demo.run_demo", missing)
+    assert main(["demo"]) == 1
+    assert capsys.readouterr().err == "jakiro: error: needs 'transformers>=5.15,<5.25'\n"
+
+
+def test_public_names_have_one_home():
+    """Each is documented where it is defined, and the trainer is imported only when it is asked for."""
+    reference = (ROOT / "docs" / "api" / "index.md").read_text()
+    linked = dict(re.findall(r"\[`(\w+)`\]\(\w+\.md#([\w.]+)\)", reference))
+    assert set(linked) == set(transformers_jakiro.__all__)
+    for name, home in linked.items():
+        value = getattr(transformers_jakiro, name)
+        assert home == f"{value.__module__}.{value.__qualname__}"
+    code = "import sys, transformers_jakiro as j; print('peft' in sys.modules, 'JakiroTrainer' in dir(j))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False True\n"
+    with pytest.raises(AttributeError, match="has no attribute 'Trainer'"):
+        transformers_jakiro.Trainer  # noqa: B018
+
+
+def run_environment(tmp_path, python, *arguments):
+    """Runs the tool that makes environments with an interpreter that calls itself something else."""
+    code = (
+        f"import sys, runpy; sys.version_info = {python}; sys.argv = {['environment', *arguments]!r}; "
+        f"runpy.run_path({str(ROOT / 'tools' / 'environment.py')!r}, run_name='__main__')"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+
+
+def test_environments_of_an_old_python_are_refused(tmp_path):
+    done = run_environment(tmp_path, (3, 8, 10, "final", 0), str(tmp_path / "venv"), ".")
+    assert done.returncode == 1
+    assert re.fullmatch(r"error: transformers-jakiro needs Python 3.11 or newer, .*PYTHON=python3.12`.\n", done.stderr)
+    assert not (tmp_path / "venv").exists()

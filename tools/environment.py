@@ -1,0 +1,115 @@
+# Copyright 2026 The transformers-jakiro authors.
+# Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
+"""
+Makes a virtual environment with this checkout in it: from the lock, or with the newest or oldest versions that
+`pyproject.toml` allows.
+
+PyTorch is the build that fits the machine (a CPU build where there is no GPU): a wheel in a folder that pip's own
+`find-links` names if there is one, else what uv's `--torch-backend=auto` picks, else the one of the package index.
+Needs nothing but a Python; runs on old ones too, to tell them that they are too old.
+"""
+
+import argparse
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class SetUpError(Exception):
+    """What cannot be installed, and what to do about it."""
+
+
+def check_python():
+    """Raises `SetUpError` if this Python is older than the package's."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    needed = re.search(r'^requires-python = ">=(\d+)\.(\d+)"', text, flags=re.M).groups()
+    if sys.version_info[:2] < tuple(map(int, needed)):
+        raise SetUpError(
+            f"transformers-jakiro needs Python {'.'.join(needed)} or newer, {sys.executable} is "
+            f"{platform.python_version()}. Name a newer one: `make ... PYTHON=python3.12`."
+        )
+
+
+def python_of(environment):
+    """The interpreter of an environment."""
+    return Path(environment) / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def install(environment, requirements, lock=None, resolution="highest", python=sys.executable):
+    """
+    Makes the environment, or completes it.
+
+    Args:
+        environment (`Path`): its folder.
+        requirements (`list[str]`): what to install, as `pip install` takes it; `-e .[test]` is this checkout.
+        lock (`Path`, *optional*): exact versions, of what is built with, too.
+        resolution (`str`): where the lock says nothing, `"highest"` or `"lowest-direct"`, as uv calls it.
+        python (`str`): interpreter for a new environment.
+
+    Raises:
+        SetUpError: if something cannot be installed.
+    """
+    inside = python_of(environment)
+    if not inside.exists():
+        _run(
+            [python, "-m", "venv", str(environment)],
+            "A virtual environment cannot be made. On Debian and Ubuntu "
+            "`apt-get install python3-venv` adds what it takes.",
+        )
+    pins = [] if lock is None else ["--constraint", str(lock)]
+    remedy = "Check the network and the package index."
+    if lock is not None:
+        remedy = (
+            f"{Path(lock).name} may not fit {platform.platform()} with Python {platform.python_version()}: "
+            "`make ... LOCK=` takes the newest versions that pyproject.toml allows instead."
+        )
+    _run([str(inside), "-m", "pip", "install", "--quiet", *pins, "uv"], "uv cannot be installed. " + remedy)
+    uv = [str(inside), "-m", "uv", "pip", "install", "--quiet", "--python", str(inside)]
+    build = [] if lock is None else ["--build-constraints", str(lock)]
+    links = os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS")
+    if lock is not None and links:  # else which version to take there is not known
+        local = [*uv, *pins, "--no-index", "--no-deps", "--find-links", links.split()[0], "torch"]
+        if subprocess.run(local, capture_output=True, check=False).returncode == 0:
+            _run([*uv, *pins, *build, *requirements], "The packages cannot be installed. " + remedy)
+            return
+    everything = [*uv, *pins, *build, "--resolution", resolution]
+    fitting = subprocess.run([*everything, "--torch-backend=auto", *requirements], capture_output=True, check=False)
+    if fitting.returncode != 0:  # PyTorch's own index cannot be reached, or a fault that shows again
+        _run([*everything, *requirements], "The packages cannot be installed. " + remedy)
+
+
+def _run(command, problem):
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    if done.returncode != 0:
+        output = done.stdout.decode(errors="replace").strip()
+        raise SetUpError(f"{problem}\n\n{output}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.strip().splitlines()[0])
+    parser.add_argument("environment", type=Path, help="folder of the environment")
+    parser.add_argument("requirements", nargs="+", help="what to install, for example '.[test]'")
+    parser.add_argument("--editable", action="store_true", help="install the first one so that changes take effect")
+    parser.add_argument("--lock", type=Path, help="file of exact versions (none)")
+    parser.add_argument(
+        "--resolution",
+        choices=("highest", "lowest-direct"),
+        default="highest",
+        help="which of the allowed versions to take without a lock (highest)",
+    )
+    args = parser.parse_args()
+    requirements = ["--editable"] * args.editable + args.requirements
+    try:
+        check_python()
+        install(args.environment, requirements, args.lock, args.resolution)
+    except SetUpError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
