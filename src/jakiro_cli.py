@@ -28,7 +28,9 @@ BENCH_METHODS = (
     "chain",
     "eagle2",
     "prompt_lookup",
+    "prompt_lookup_static",
     "assistant",
+    "assistant_static",
     "early_exit",
     "mtp",
 )

@@ -75,6 +75,15 @@ def bare_python(tmp_path_factory):
     return python
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--other-python",
+        type=Path,
+        metavar="PYTHON",
+        help="interpreter with this package and another version of transformers: writes drafters that are loaded here",
+    )
+
+
 @pytest.fixture(scope="session")
 def golden(request) -> Path:
     """Numbers of the published implementation; they live next to the repository, not in it."""

@@ -22,6 +22,8 @@ from transformers_jakiro.objective import DraftingObjective
 from transformers_jakiro.target import Target
 from transformers_jakiro.trainer import JakiroTrainer, JakiroTrainingArguments
 
+pytestmark = pytest.mark.compat
+
 MODULES = ["fc", "qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
 
 

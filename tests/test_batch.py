@@ -23,6 +23,8 @@ from transformers_jakiro.coupling import BatchCoupling
 from transformers_jakiro.tree import DraftTree
 from transformers_jakiro.tree_forward import TreeForward
 
+pytestmark = pytest.mark.compat
+
 LENGTHS = (3, 11, 6, 1)
 
 

@@ -54,6 +54,7 @@ def plain_answers(questions, system=(), **settings):
     return answers
 
 
+@pytest.mark.compat
 def test_the_text_is_that_of_generate(chat):
     """Two turns, the second of which sees the first; no more than the text and its figures in a pipe."""
     questions = [QUESTION, "And how many more does the boy have?"]
@@ -118,6 +119,7 @@ def test_without_a_chat_template(chat, tmp_path):
     assert len(figures) == 1
 
 
+@pytest.mark.compat
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_in_a_terminal():
     """Colours, headings, Ctrl-C, the end of the input."""

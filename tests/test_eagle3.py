@@ -216,6 +216,7 @@ class Reference:
 # -- the drafter is that of the checkpoint ---------------------------------------------------------------------------
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("name", CHECKPOINTS)
 @torch.no_grad()
 def test_features_and_trees(name, tmp_path):
@@ -244,6 +245,7 @@ def test_features_and_trees(name, tmp_path):
     assert token_paths(generator.propose(ids[:, -1])) == reference.tree()
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_generation_is_lossless(name, tmp_path):
     target, prompt = make_target(num_layers=NUM_LAYERS), make_prompt(11)
@@ -266,6 +268,7 @@ def test_generation_is_lossless(name, tmp_path):
         assert outputs[1].num_drafted_tokens > 0
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("name", ["safeailab", "speculators"])
 def test_batches(name, tmp_path):
     """Rows of different lengths, padded on the left."""
@@ -350,6 +353,7 @@ def test_embeddings_of_the_target_are_not_kept(kind, tmp_path):
     assert other.config.own_embeddings
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("name", ["safeailab", "safeailab, narrower than its target", "speculators", "no head"])
 def test_converted_folder(name, tmp_path):
     target = make_target(num_layers=NUM_LAYERS)

@@ -14,6 +14,8 @@ from transformers_jakiro.initialization import new_drafter
 from transformers_jakiro.objective import DraftingObjective
 from transformers_jakiro.target import Target
 
+pytestmark = pytest.mark.compat
+
 LAYERS = [0, 1]
 
 

@@ -56,6 +56,7 @@ def contents(path):
     return {file.name: file.read_bytes() for file in path.iterdir()}
 
 
+@pytest.mark.compat
 def test_offline_is_online(write, rows):
     stored = write()
     assert len(stored) == len(rows)

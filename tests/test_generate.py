@@ -109,6 +109,7 @@ PROCESSORS = {
 }
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("name", PROCESSORS)
 @pytest.mark.parametrize("do_sample", [False, True])
 def test_logits_processors(name, do_sample):
@@ -198,6 +199,7 @@ def test_criteria_are_called_as_by_plain_generate(stop_after, output_scores):
     assert len(output.accept_lengths[0]) <= min(stop_after, 16) // 2 + 1
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("start", [0, 3, 8, 13])
 def test_stop_strings(tokenizer, start):
     target = make_target()
@@ -259,6 +261,7 @@ class RecordingStepStreamer(RecordingStreamer):
         self.steps.append((tokens, tree, visited))
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("end", [False, True])
 @pytest.mark.parametrize("inputs_embeds", [False, True])
 def test_streamers_are_called_as_by_plain_generate(end, inputs_embeds):
@@ -343,6 +346,7 @@ EVERYTHING = {
 }
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize(
     ("architecture", "window"), [("llama", None), ("gpt2", None), ("gemma3", 9), ("mistral", 9), ("gemma2", 40)]
 )
@@ -405,6 +409,7 @@ def test_logits_are_recorded_unprocessed():
     assert (output.sequences[0, 5:] % 2 == 1).all()
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma3"])
 @pytest.mark.parametrize("assisted", [False, True])
 def test_the_returned_cache_continues(architecture, assisted):
@@ -424,6 +429,7 @@ def test_the_returned_cache_continues(architecture, assisted):
     assert continued[0, 12:].tolist() == truth
 
 
+@pytest.mark.compat
 @pytest.mark.skipif(not hasattr(Cache, "is_croppable"), reason="caches say what can be cropped since 5.17")
 @pytest.mark.parametrize("sampling", [{}, {"do_sample": True, "seed": 3}])
 def test_convolutions_are_rolled_back(sampling):
@@ -438,6 +444,7 @@ def test_convolutions_are_rolled_back(sampling):
     assert torch.equal(target.generate(output.sequences, **{CACHE: output[CACHE]}, **more), expected)
 
 
+@pytest.mark.compat
 @pytest.mark.skipif(hasattr(Cache, "is_croppable"), reason="caches say what can be cropped since 5.17")
 def test_convolutions_are_refused():
     target = make_convolutional()
@@ -455,6 +462,7 @@ def make_convolutional() -> PreTrainedModel:
     return target
 
 
+@pytest.mark.compat
 def test_experts_are_optimized_for_decoding_after_the_prefill():
     """As in plain `generate`: the prompt's forward outside of that context, all others inside."""
     target, inside, forwards = make_target("mixtral"), [False], []
@@ -569,6 +577,7 @@ def test_a_drafter_that_nobody_believes_costs_no_tokens():
 # -- other ways in ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("do_sample", [False, True])
 def test_custom_generate(do_sample):
     target = make_target()
@@ -616,6 +625,7 @@ def lora(model, **kwargs):
     return model.eval()
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("window", [None, 9])
 def test_peft_target(window):
     base = make_target("mistral", window=window)
@@ -626,6 +636,7 @@ def test_peft_target(window):
     compare(target, make_drafter(base), {"input_ids": make_prompt(9)}, max_new_tokens=16)
 
 
+@pytest.mark.compat
 def test_peft_drafter():
     target = make_target()
     base = make_drafter(target)
@@ -659,6 +670,7 @@ def opaque_attention():
     AttentionMaskInterface._global_mapping.pop("opaque")
 
 
+@pytest.mark.compat
 @pytest.mark.filterwarnings("ignore:The drafter proposes chains")
 @pytest.mark.parametrize(("architecture", "window"), [("llama", None), ("mistral", 9), ("gemma3", 9), ("gpt2", None)])
 def test_chain_fallback(opaque_attention, architecture, window):
@@ -686,6 +698,7 @@ def test_chain_fallback_says_why_once(opaque_attention):
     assert sum("chains instead of trees" in str(warning.message) for warning in caught) == 1
 
 
+@pytest.mark.compat
 def test_no_warning_without_a_reason():
     target = make_target()
     with warnings.catch_warnings():
@@ -741,6 +754,7 @@ def test_attention_that_counts_keys_gets_chains(name):
             compare(target, make_drafter(target), inputs, max_new_tokens=14, use_cache=True, logits=True)
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("architecture", ["llama", "mistral"])
 def test_transformers_own_assisted_loop(architecture):
     """`get_candidates` speaks the protocol of transformers' candidate generators."""

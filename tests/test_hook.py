@@ -50,6 +50,8 @@ from transformers_jakiro import (
 )
 from transformers_jakiro.target import Target
 
+pytestmark = pytest.mark.compat
+
 HOOKED = ("_assisted_decoding", "_validate_generation_mode", "_prepare_generation_config")
 
 

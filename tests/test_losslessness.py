@@ -37,6 +37,7 @@ def left_padded(length: int, padding: int, seed: int = 0) -> dict[str, torch.Ten
 # -- greedy, by architecture -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize(("architecture", "attention"), CASES)
 def test_greedy_full_context(architecture, attention):
     target = make_target(architecture, attention=attention)
@@ -47,6 +48,7 @@ def test_greedy_full_context(architecture, attention):
         compare(target, draft, {"input_ids": make_prompt(length)}, max_new_tokens=14, logits=True)
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize(
     ("architecture", "attention"), [case for case in CASES if case[0] in SLIDING], ids=lambda value: value
 )
@@ -119,6 +121,7 @@ def test_kinds_of_drafters_and_trees(architecture, name):
 # -- prompts ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma2", "mistral"])
 @pytest.mark.parametrize(("length", "padding"), [(12, 3), (30, 29), (40, 21)])
 def test_left_padding(architecture, length, padding):
@@ -126,6 +129,7 @@ def test_left_padding(architecture, length, padding):
     compare(target, make_drafter(target), left_padded(length, padding), max_new_tokens=12)
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
 @pytest.mark.parametrize("padding", [0, 4])
 def test_inputs_embeds_only(architecture, padding):
@@ -155,6 +159,7 @@ def extended_cache(target, ids):
     return output[CACHE], output.sequences
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2", "gpt2"])
 @pytest.mark.parametrize("turn", [1, 12])
 def test_next_turn_on_an_existing_cache(architecture, turn):
@@ -178,6 +183,7 @@ def test_next_turn_on_an_existing_cache(architecture, turn):
     )
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("architecture", ["llama", "mistral"])
 def test_only_the_new_ids_on_an_existing_cache(architecture):
     """The ids of the new part alone, with a mask that covers everything."""
@@ -217,6 +223,7 @@ def test_unusual_prompts(architecture):
         compare(target, draft, inputs, max_new_tokens=12, logits=True)
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma3", "gpt2"])
 @pytest.mark.parametrize("chunk_size", [1, 5, 11, 64])
 def test_prefill_chunks(architecture, chunk_size):
@@ -267,6 +274,7 @@ def test_never_more_than_max_new_tokens(max_new_tokens):
     assert output.sequences.shape[1] == 6 + max_new_tokens
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("prompt_length", [CONTEXT - 9, CONTEXT - 2, CONTEXT - 1])
 def test_prompts_at_the_context_limit(prompt_length):
     """A learned position beyond the last one would be an index error."""

@@ -147,6 +147,7 @@ def test_eager_equals_sdpa(tmp_path, kwargs):
         torch.testing.assert_close(value[kept], results["sdpa"][name][kept], **TOLERANCE)
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("kwargs", REFERENCE_VARIANTS[2:], ids=str)
 def test_decoding_with_a_cache_equals_one_forward(tmp_path, implementation, kwargs):
@@ -205,6 +206,7 @@ def test_tree_mask_equals_each_path_on_its_own(tmp_path, implementation):
 # --- saving and loading ---
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("kwargs", REFERENCE_VARIANTS[1::2], ids=str)
 def test_save_and_load(tmp_path, dtype, kwargs):
@@ -353,6 +355,7 @@ def test_config_defaults_and_changed_values():
         config.check_consistency()
 
 
+@pytest.mark.compat
 def test_config_round_trip(tmp_path):
     config = JakiroDraftConfig(static_tree=[[0], [0, 3]], eos_token_id=[1, 2], rope_parameters=None, num_experts=3)
     config.save_pretrained(tmp_path)

@@ -49,6 +49,7 @@ def test_the_drafter_loads_with_its_config(draft, target):
     assert isinstance(AutoModel.from_pretrained(PAIR / "draft", device_map="cpu"), JakiroDraftModel)
 
 
+@pytest.mark.compat
 def test_greedy_answers_are_the_targets_own(target, draft, prompts):
     accepted = forwards = 0
     for inputs in prompts:
@@ -120,6 +121,7 @@ def demo(**kwargs):
     return result, stream.getvalue()
 
 
+@pytest.mark.compat
 def test_demo_in_a_pipe():
     result, text = demo(num_prompts=2, max_new_tokens=60, show_tree=True)
     assert result.prompts == result.identical == 2

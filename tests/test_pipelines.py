@@ -14,6 +14,8 @@ import transformers_jakiro
 from transformers_jakiro import JakiroCandidateGenerator, JakiroDraftModel
 from transformers_jakiro.demo import PAIR
 
+pytestmark = pytest.mark.compat
+
 NEW_TOKENS = 32
 
 

@@ -412,6 +412,7 @@ def trainer_hub(monkeypatch):
     return uploads
 
 
+@pytest.mark.compat
 def test_trainer_pushes(trainer_hub, tmp_path):
     target = make_training_target()
     target.config._name_or_path = "org/target"

@@ -20,6 +20,8 @@ from transformers_jakiro import JakiroDraftModel
 from transformers_jakiro.demo import PAIR
 from transformers_jakiro.publishing import write_repository
 
+pytestmark = pytest.mark.compat
+
 SRC = Path(transformers_jakiro.__file__).parents[1]
 COMMIT = 40 * "a"
 # run elsewhere: `repository` and `target` are folders or Hub ids
@@ -95,6 +97,34 @@ def test_all_that_is_needed_is_there_and_nothing_else(repository):
         "generate.py",
         "requirements.txt",
     ]
+
+
+WRITE = """
+import sys, torch
+from transformers_jakiro import JakiroDraftModel
+from transformers_jakiro.publishing import write_repository
+draft = JakiroDraftModel.from_pretrained(sys.argv[1], dtype=torch.float32)
+write_repository(draft, sys.argv[2], "org/gsm8k-jakiro", license="mit", remote_code=True)
+"""
+
+
+def test_written_with_another_version(request, bare_python, run, tmp_path):
+    """A drafter that brings its code, written where another transformers is, loads here; with the package, too."""
+    other = request.config.getoption("--other-python")
+    if other is None:
+        pytest.skip("needs `--other-python`; `make test-matrix` gives it")
+    folder = tmp_path / "drafter"
+    subprocess.run([other, "-c", WRITE, PAIR / "draft", folder], check=True, cwd=tmp_path)
+    code = """
+draft = AutoModel.from_pretrained(REPOSITORY, trust_remote_code=True)
+assert type(draft).__module__.startswith("transformers_modules.")
+answers(target, draft)
+recipe = answers(target, draft, custom_generate=REPOSITORY, trust_remote_code=True)
+print(json.dumps(recipe.accept_lengths))
+"""
+    accept_lengths = run(bare_python, code, folder, PAIR / "target")
+    code = "draft = AutoModel.from_pretrained(REPOSITORY); print(json.dumps(answers(target, draft).accept_lengths))"
+    assert run(sys.executable, "import transformers_jakiro; " + code, folder, PAIR / "target") == accept_lengths
 
 
 def test_without_the_package(repository, bare_python, run, tmp_path):

@@ -35,6 +35,7 @@ SETTINGS = {
 SEEDS_PER_SETTING = 24
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize("name", SETTINGS)
 def test_same_seed_same_tokens(name):
     target = make_target(num_layers=1)
@@ -66,6 +67,7 @@ def test_same_seed_with_sliding_windows_and_padding(architecture):
         compare(target, draft, inputs, seed=seed, do_sample=True, top_p=0.9, max_new_tokens=16)
 
 
+@pytest.mark.compat
 def test_the_random_state_afterwards_is_that_of_plain_sampling():
     """Drafting draws no random numbers, and no more are drawn than tokens come out."""
     target = make_target(num_layers=1)

@@ -25,6 +25,8 @@ from jakiro_cli import main
 from transformers_jakiro import JakiroCandidateGenerator
 from transformers_jakiro.demo import PAIR
 
+pytestmark = pytest.mark.compat
+
 openai = pytest.importorskip("openai", reason="in the extra `serve`")
 uvicorn = pytest.importorskip("uvicorn", reason="in the extra `serve`")
 from transformers.cli.serving.model_manager import ModelManager  # noqa: E402

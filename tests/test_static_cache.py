@@ -14,6 +14,8 @@ from transformers import CompileConfig, StaticCache
 from transformers_jakiro import candidate_generator, generation
 from transformers_jakiro._compat import compile_everywhere
 
+pytestmark = pytest.mark.compat
+
 STATIC = {"cache_implementation": "static"}
 
 

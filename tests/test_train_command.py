@@ -52,6 +52,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.compat
 def test_command(folder, capsys):
     values = {
         "target": str(folder / "target"),
@@ -171,6 +172,7 @@ def test_help_is_instant():
     assert seconds < 0.3  # of the processor, whatever else it has to do
 
 
+@pytest.mark.compat
 def test_help_all_lists_transformers_arguments(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["train", "--help-all"])

@@ -48,6 +48,7 @@ def make_trainer(target, output_dir, num_rows=8, **kwargs):
 # -- what is trained -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.compat
 @pytest.mark.parametrize(
     "overrides",
     [{}, {"num_experts": 3}, {"head_mode": "decoupled"}, {"num_experts": 1, "head_mode": "single"}],
@@ -114,6 +115,7 @@ def test_unrolling_starts_late(target, tmp_path):
         make_arguments(tmp_path, unroll_start=2)
 
 
+@pytest.mark.compat
 def test_models_by_name(target, tmp_path):
     target.save_pretrained(tmp_path / "target")
     trainer = JakiroTrainer(
@@ -176,6 +178,7 @@ def test_bf16(target, tmp_path):
     assert 1 <= trainer.evaluate()["eval_acceptance_length"] <= 8
 
 
+@pytest.mark.compat
 def test_peft(target, tmp_path):
     draft = make_draft(target)
     before = {name: weight.clone() for name, weight in draft.state_dict().items()}
@@ -260,6 +263,7 @@ def test_early_stopping(target, tmp_path):
     assert trainer.state.best_global_step == 2
 
 
+@pytest.mark.compat
 def test_resuming_a_killed_run_is_bit_equal(tmp_path):
     """Feature noise, order of the data, optimizer, metrics: all as if nothing had happened."""
     arguments = {

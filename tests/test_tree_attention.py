@@ -15,6 +15,8 @@ from transformers_jakiro import IncompatibleTransformersError, _compat, install_
 from transformers_jakiro.tree import DraftTree
 from transformers_jakiro.tree_attention import TreeAttentionMask, layer_types, why_no_trees
 
+pytestmark = pytest.mark.compat
+
 
 def expected_mask(tree: DraftTree, prefix: int, first_key: int, window: int | None, padding: list[int]) -> list:
     """Whether each node (row) sees each key from `first_key` on: cached tokens, then the nodes."""

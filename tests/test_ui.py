@@ -183,6 +183,7 @@ def ask(page, question=QUESTION):
     page.click("#ask")
 
 
+@pytest.mark.compat
 def test_answer_comparison_and_tree(page, pair, connections):
     page = page()
     ask(page)

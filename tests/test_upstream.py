@@ -25,6 +25,8 @@ from transformers.integrations.peft import maybe_load_adapters
 
 from transformers_jakiro import _compat
 
+pytestmark = pytest.mark.compat
+
 
 @pytest.mark.parametrize(
     ("name", "parameters"),

@@ -16,6 +16,8 @@ import transformers_jakiro
 from jakiro_cli import main
 from transformers_jakiro import UnsupportedVersionError, versions
 
+pytestmark = pytest.mark.compat
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -67,7 +67,9 @@ METHODS = {
     "chain": "chains of the same drafter",
     "eagle2": "trees of the control drafter, in the shape of the drafter's",
     "prompt_lookup": "transformers' prompt lookup, 10 tokens",
+    "prompt_lookup_static": "transformers' prompt lookup, 10 tokens, with a static cache and `torch.compile`",
     "assistant": "transformers' assisted generation with a small model",
+    "assistant_static": "transformers' assisted generation with a small model, a static cache and `torch.compile`",
     "early_exit": "transformers' assisted generation with the target's own lower layers",
     "mtp": "transformers' multi-token prediction with the target's own layers for it",
 }
@@ -163,15 +165,21 @@ def make_methods(
     Raises:
         ValueError: for unknown names, and for methods whose model is not given.
     """
-    given = {"eagle2": control, "assistant": assistant, "early_exit": early_exit}
+    given = {"eagle2": control, "assistant": assistant, "assistant_static": assistant, "early_exit": early_exit}
     if names is None:
-        chosen = ["plain", "jakiro", "chain", "prompt_lookup", *(name for name in given if given[name] is not None)]
+        chosen = ["plain", "jakiro", "chain", "prompt_lookup"]
+        chosen += [name for name in given if given[name] is not None and not name.endswith("_static")]
     else:
         chosen = list(dict.fromkeys(("plain", *names)))
     unknown = [name for name in chosen if name not in METHODS]
     if unknown:
         raise ValueError(f"`--methods` must be of {[*METHODS]}, got {unknown}.")
-    options = {"eagle2": "--control", "assistant": "--assistant", "early_exit": "--assistant-early-exit"}
+    options = {
+        "eagle2": "--control",
+        "assistant": "--assistant",
+        "assistant_static": "--assistant",
+        "early_exit": "--assistant-early-exit",
+    }
     for name in chosen:
         if name in given and given[name] is None:
             raise ValueError(f"The method `{name}` needs `{options[name]}`. Give it, or leave the method out.")
@@ -217,6 +225,10 @@ def make_methods(
             methods.append(drafted(name, draft, draft.config.tree_depth, **tree))
         elif name == "prompt_lookup":
             methods.append(Method(name, text, {"prompt_lookup_num_tokens": 10}, modules={"target": target}))
+        elif name == "prompt_lookup_static":
+            methods.append(Method(name, text, {"prompt_lookup_num_tokens": 10, **compiled}))
+        elif name == "assistant_static":
+            methods.append(Method(name, text, {"assistant_model": assistant, **compiled}))
         elif name == "assistant":
             modules = {"target": target, "draft": assistant}
             methods.append(Method(name, text, {"assistant_model": assistant}, modules=modules))

@@ -32,7 +32,9 @@ _COLOURS = {
     "chain": "#2da44e",
     "eagle2": "#bc4c00",
     "prompt_lookup": "#bf8700",
+    "prompt_lookup_static": "#7d4e00",
     "assistant": "#8250df",
+    "assistant_static": "#512a97",
     "early_exit": "#bf3989",
     "mtp": "#82071e",
 }
