@@ -405,13 +405,17 @@ def _train_help(prog: str) -> str:
         allow_abbrev=False,
     )
     parser.add_argument("--help-all", action="store_true", help="list transformers' arguments, too, and exit")
-    package = Path(find_spec("transformers_jakiro").submodule_search_locations[0])
+    spec = find_spec("transformers_jakiro")
+    assert spec is not None
+    assert spec.origin is not None
+    package = Path(spec.origin).parent
     for file, name in (("train.py", "ScriptArguments"), ("trainer.py", "JakiroTrainingArguments")):
         group = parser.add_argument_group(name)
         module = ast.parse((package / file).read_text(encoding="utf-8"))
         (definition,) = (node for node in module.body if isinstance(node, ast.ClassDef) and node.name == name)
         for node in definition.body:
-            if isinstance(node, ast.AnnAssign):
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                assert isinstance(node.value, ast.Call)
                 options = {option.arg: option.value for option in node.value.keywords}  # of `field(...)`
                 default = options.get("default") or getattr(options.get("default_factory"), "body", None)
                 text = ast.literal_eval(options["metadata"])["help"]

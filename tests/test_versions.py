@@ -2,6 +2,7 @@
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """Supported versions: said the same everywhere, and anything else refused in one message."""
 
+import json
 import re
 import subprocess
 import sys
@@ -50,6 +51,25 @@ def test_the_metadata_says_the_same():
     assert capped == ["transformers"]
 
 
+def test_the_recipe_of_a_published_drafter_says_the_same():
+    """One condition in each line: transformers reads no more."""
+    lines = (ROOT / "src" / "transformers_jakiro" / "custom_generate" / "requirements.txt").read_text().split()
+    ranges = {name: versions.version_range(supported) for name, supported in versions.SUPPORTED_PACKAGES.items()}
+    assert lines == [name + part for name, text in ranges.items() for part in text.split(",")]
+
+
+def test_every_table_row_is_a_supported_minor():
+    """And the other way round."""
+    results = json.loads((ROOT / "docs" / "versions.json").read_text())
+    (first, end) = versions.SUPPORTED_PACKAGES["transformers"]
+    minors = {f"{first[0]}.{minor}" for minor in range(first[1], end[1])}
+    assert {each["row"] for each in results} >= {*minors, "oldest", "newest"}
+    page = (ROOT / "docs" / "versions.md").read_text()
+    for each in results:
+        assert f"| {each['transformers']} | {each['torch'].partition('+')[0]} | {each['python']} |" in page
+        assert each["failed"] == 0
+
+
 def test_one_version_of_ours():
     assert metadata.version("transformers-jakiro") == transformers_jakiro.__version__
 
@@ -64,8 +84,8 @@ def test_one_version_of_ours():
         ),
         ("transformers", "5.25.0.dev0", r"got transformers 5.25.0.dev0"),
         ("transformers", "4.57.6", r"got transformers 4.57.6"),
-        ("torch", "2.5.1+cu124", r"needs 'torch>=2.6', got torch 2.5.1\+cu124. Run `pip install 'torch>=2.6'`"),
-        ("torch", None, r"needs 'torch>=2.6', which is not installed. Run `pip install 'torch>=2.6'`"),
+        ("torch", "2.6.0+cu124", r"needs 'torch>=2.7', got torch 2.6.0\+cu124. Run `pip install 'torch>=2.7'`"),
+        ("torch", None, r"needs 'torch>=2.7', which is not installed. Run `pip install 'torch>=2.7'`"),
     ],
 )
 def test_unsupported_packages(name, version, message, installed):

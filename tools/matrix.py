@@ -61,7 +61,8 @@ def make_environment(row: str) -> Path:
     else:
         FOLDER.mkdir(parents=True, exist_ok=True)
         torch = FOLDER / "torch.txt"
-        torch.write_text(re.search(r"^torch==.*$", LOCK.read_text(encoding="utf-8"), flags=re.MULTILINE)[0] + "\n")
+        pins = LOCK.read_text(encoding="utf-8").splitlines()
+        torch.write_text("\n".join(pin for pin in pins if pin.startswith("torch==")) + "\n")
         install(folder, [*requirements, f"transformers=={row}.*"], torch)
     return python_of(folder)
 
@@ -77,8 +78,8 @@ def run_tests(python: Path, arguments: list[str]) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     if not report.exists():
         return {"failed": 1, "passed": 0, "skipped": 0, "seconds": round(seconds)}
-    suite = ElementTree.parse(report).getroot().find("testsuite")
-    counts = {name: int(suite.get(name)) for name in ("tests", "failures", "errors", "skipped")}
+    (suite,) = ElementTree.parse(report).getroot().iter("testsuite")
+    counts = {name: int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")}
     failed = counts["failures"] + counts["errors"] or int(done.returncode != 0)
     passed = counts["tests"] - counts["failures"] - counts["errors"] - counts["skipped"]
     return {"failed": failed, "passed": passed, "skipped": counts["skipped"], "seconds": round(seconds)}

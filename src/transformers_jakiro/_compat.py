@@ -172,6 +172,8 @@ def install_hook(is_ours: Callable[[Any], bool], validate: Callable[..., None], 
                 explicit = getattr(config, _EXPLICIT, config.num_assistant_tokens)
         prepared, model_kwargs = original(self, generation_config, *args, **kwargs)
         setattr(prepared, _EXPLICIT, explicit)
+        if isinstance(model_kwargs.get(CACHE), Cache):  # as transformers marks it itself since 5.17
+            model_kwargs[CACHE]._is_user_defined = True
         return prepared, model_kwargs
 
     def load_assistant_model(original, model, assistant_model, assistant_tokenizer):
@@ -488,7 +490,7 @@ class StrictLoading:
 # -- caches ----------------------------------------------------------------------------------------------------------
 
 
-def check_cache(cache: Any) -> str | None:
+def check_cache(cache: Any, generation_config: GenerationConfig) -> str | None:
     """
     Whether rejected tokens can be taken out of a cache again.
 
@@ -514,7 +516,7 @@ def check_cache(cache: Any) -> str | None:
     # what is yet to be filled may not know whether it can: see `check_croppable`
     unknown = {type(layer).__name__ for layer in others if not _may_crop(layer)}
     if unknown:
-        remedy = remedy if is_user_defined(cache) else "Leave out `assistant_model`."
+        remedy = remedy if is_user_defined(cache, generation_config) else "Leave out `assistant_model`."
         raise NotImplementedError(
             f"Cache layers of the kinds {sorted(unknown)} cannot drop rejected tokens, as drafting needs. {remedy}"
         )
@@ -560,7 +562,9 @@ def static_capacity(cache: Cache) -> int:
     return min(layer.max_cache_len for layer in cache.layers if isinstance(layer, _STATIC_LAYERS))
 
 
-def fit_static_cache(model: PreTrainedModel, cache: Cache, max_length: int, num_draft_tokens: int) -> Cache:
+def fit_static_cache(
+    model: PreTrainedModel, cache: Cache, generation_config: GenerationConfig, num_draft_tokens: int
+) -> Cache:
     """
     A static cache for the text and a drafted tree. The one that `generate` has made has no room for the tree; its
     layers with a sliding window forget what a rejected token needs again: ours hold all. As its capacity is that of
@@ -569,8 +573,9 @@ def fit_static_cache(model: PreTrainedModel, cache: Cache, max_length: int, num_
     Raises:
         ValueError: if the cache is the caller's and has too little room.
     """
+    max_length = generation_config.max_length
     num_tokens = max_length + num_draft_tokens
-    if is_user_defined(cache):
+    if is_user_defined(cache, generation_config):
         capacity = static_capacity(cache)
         if capacity < num_tokens:
             raise ValueError(
@@ -713,8 +718,10 @@ def select_rows(cache: Cache, rows: torch.LongTensor, num_columns: int) -> None:
             layer.cumulative_length -= num_columns
 
 
-def is_user_defined(cache: Cache) -> bool:
+def is_user_defined(cache: Cache, generation_config: GenerationConfig) -> bool:
     """Whether the caller of `generate` passed this cache, and so will see what becomes of it."""
+    if TRANSFORMERS < (5, 17) and not is_hook_installed():  # then nothing marks it: a dynamic one may be the caller's
+        return generation_config.cache_implementation is None
     return bool(getattr(cache, "_is_user_defined", False))
 
 

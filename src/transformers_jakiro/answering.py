@@ -7,7 +7,7 @@ What `jakiro demo`, `jakiro chat` and `jakiro ui` have in common.
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
@@ -121,7 +121,7 @@ class Answer:
         self.steps: list[Step] = []
         self.stopped = False
 
-    def __iter__(self) -> Iterator[Step]:
+    def __iter__(self) -> Generator[Step, None, None]:
         arrived: SimpleQueue[Step | BaseException | None] = SimpleQueue()
 
         def work() -> None:

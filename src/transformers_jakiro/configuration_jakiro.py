@@ -359,7 +359,7 @@ class JakiroDraftConfig(PreTrainedConfig):
             )
 
     def _check_static_tree(self, vocabulary: str, num_tokens: int):
-        paths = [tuple(path) for path in self.static_tree]
+        paths = [tuple(path) for path in self.static_tree or ()]
         if not paths or min(map(len, paths)) == 0:
             raise ValueError(
                 "`static_tree` must hold at least one path and no empty one (the root is implied); drop the field "

@@ -14,7 +14,7 @@ def reads_wait(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-def send(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> torch.LongTensor:
+def send(values: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> torch.Tensor:
     """Integers as a tensor on a device, without waiting for it, as `torch.tensor(values, device=device)` does."""
     return torch.tensor(values, dtype=torch.long).to(device, non_blocking=True)
 

@@ -128,7 +128,7 @@ def jakiro_decode(
         num_assistant_tokens = _compat.explicit_num_assistant_tokens(generation_config)
     cache = model_kwargs.get(_compat.CACHE)
     batch_size, device = input_ids.shape[0], input_ids.device
-    chain_only = _only_chains(model, cache, batch_size)
+    chain_only = _only_chains(model, cache, generation_config, batch_size)
 
     target = Target.of(model, assistant_model)
     temperature = (generation_config.temperature or 1.0) if generation_config.do_sample else 0.0
@@ -144,7 +144,7 @@ def jakiro_decode(
     )
     shape, static = shape_for(batch_size), {}
     if _compat.is_static(cache):
-        cache = _compat.fit_static_cache(model, cache, generation_config.max_length, shape.num_draft_tokens)
+        cache = _compat.fit_static_cache(model, cache, generation_config, shape.num_draft_tokens)
         model_kwargs[_compat.CACHE] = cache
         compile_config = _compat.compile_config_of(model, model_kwargs, generation_config)
         static = {"capacity": _compat.static_capacity(cache), "compile_config": compile_config}
@@ -166,7 +166,9 @@ def jakiro_decode(
     del outputs
     # who gets to see the cache gets all rows in it, and a static one keeps its shape
     may_drop_rows = not (
-        generation_config.return_dict_in_generate or _compat.is_user_defined(cache) or _compat.is_static(cache)
+        generation_config.return_dict_in_generate
+        or _compat.is_user_defined(cache, generation_config)
+        or _compat.is_static(cache)
     )
 
     with _compat.optimized_for_decoding(model):
@@ -267,12 +269,14 @@ def remove_generation_hook() -> None:
     _compat.remove_hook(is_jakiro_drafter)
 
 
-def _only_chains(model: PreTrainedModel, cache: Cache, batch_size: int) -> bool:
+def _only_chains(
+    model: PreTrainedModel, cache: Cache, generation_config: GenerationConfig, batch_size: int
+) -> bool:
     """
     Whether a target cannot verify trees, but only chains; then it takes one sequence and a dynamic cache, and is
     refused others before it reads the prompt.
     """
-    reason = _compat.check_cache(cache) or why_no_trees(model)
+    reason = _compat.check_cache(cache, generation_config) or why_no_trees(model)
     if reason is None:
         return False
     name = type(model).__name__

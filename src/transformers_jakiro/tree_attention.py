@@ -99,7 +99,7 @@ class TreeAttentionMask:
         """
         block = torch.zeros(tree.ancestor_mask.shape, dtype=self._dtype, device=self._device)
         block.masked_fill_(~tree.ancestor_mask, self._minimum)
-        masks = {}
+        masks: dict[str, Any] = {}
         for kind, layer_idx in self._layer_types.items():
             window = self._config.sliding_window if kind == "sliding_attention" else None
             if window is None or max(lengths) + tree.max_depth < window:

@@ -11,7 +11,7 @@ from typing import Final
 
 # The first minor version that is supported, and the first that is not. `pyproject.toml` says the same.
 SUPPORTED_PYTHON: Final = ((3, 11), None)
-SUPPORTED_PACKAGES: Final = {"torch": ((2, 6), None), "transformers": ((5, 15), (5, 25))}
+SUPPORTED_PACKAGES: Final = {"torch": ((2, 7), None), "transformers": ((5, 15), (5, 25))}
 
 
 class UnsupportedVersionError(ImportError):
