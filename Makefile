@@ -13,7 +13,7 @@ INSTALLED = $(VENV)/.installed
 demo: $(INSTALLED)
 	$(BIN)/jakiro demo
 
-# Of the tests, some: `make test TESTS="-m compat"`.
+# Some of them: `make test TESTS='-m "compat and not slow"'`.
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 $(TESTS)
 

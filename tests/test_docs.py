@@ -5,6 +5,7 @@
 import argparse
 import ast
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 import torch
 
 import jakiro_cli
-from transformers_jakiro import JakiroDraftConfig, JakiroDraftModel
+from transformers_jakiro import JakiroDraftConfig, JakiroDraftModel, versions
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -219,3 +220,15 @@ def test_docstrings_become_markdown(monkeypatch):
     docstrings = importlib.import_module("docstrings")
     names = {"DraftTree": "package.tree.DraftTree", "tree.DraftTree": "package.tree.DraftTree"}
     assert docstrings.to_markdown(DOCSTRING.replace("~tree.", "~"), names, "package").strip() == MARKDOWN.strip()
+
+
+def test_every_supported_version_was_tested():
+    """`make test-matrix` has been run on each minor, and nothing failed."""
+    results = json.loads((ROOT / "docs" / "versions.json").read_text())
+    (first, end) = versions.SUPPORTED_PACKAGES["transformers"]
+    minors = {f"{first[0]}.{minor}" for minor in range(first[1], end[1])}
+    assert {each["row"] for each in results} >= {*minors, "oldest", "newest"}
+    page = (ROOT / "docs" / "versions.md").read_text()
+    for each in results:
+        assert f"| {each['transformers']} | {each['torch'].partition('+')[0]} | {each['python']} |" in page
+        assert each["failed"] == 0

@@ -69,7 +69,7 @@ def install(environment, requirements, lock=None, resolution="highest", python=s
             "`make ... LOCK=` takes the newest versions that pyproject.toml allows instead."
         )
     _run([str(inside), "-m", "pip", "install", "--quiet", *pins, "uv"], "uv cannot be installed. " + remedy)
-    uv = [str(inside), "-m", "uv", "pip", "install", "--quiet", "--python", str(inside)]
+    uv = [str(inside), "-m", "uv", "pip", "install", "--quiet", "--compile-bytecode", "--python", str(inside)]
     build = [] if lock is None else ["--build-constraints", str(lock)]
     links = os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS")
     if lock is not None and links:  # else which version to take there is not known

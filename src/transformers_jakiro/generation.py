@@ -269,9 +269,7 @@ def remove_generation_hook() -> None:
     _compat.remove_hook(is_jakiro_drafter)
 
 
-def _only_chains(
-    model: PreTrainedModel, cache: Cache, generation_config: GenerationConfig, batch_size: int
-) -> bool:
+def _only_chains(model: PreTrainedModel, cache: Cache, generation_config: GenerationConfig, batch_size: int) -> bool:
     """
     Whether a target cannot verify trees, but only chains; then it takes one sequence and a dynamic cache, and is
     refused others before it reads the prompt.
