@@ -7,7 +7,7 @@ What `jakiro demo`, `jakiro chat` and `jakiro ui` have in common.
 
 import json
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
