@@ -1,5 +1,4 @@
-# `make demo` and `make test` do all the set-up themselves, in $(VENV), with the tested versions of $(LOCK). Without one
-# (`make test LOCK=`) they take the newest versions that pyproject.toml allows.
+# `make demo` and `make test` do all the set-up themselves, in $(VENV), with the tested versions of $(LOCK).
 VENV ?= .venv
 PYTHON ?= python3
 LOCK ?= requirements.lock
@@ -8,12 +7,13 @@ TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
-.PHONY: demo test test-slow test-oldest test-newest test-matrix lock results docs docs-serve pictures style quality types
+.PHONY: demo test test-slow test-oldest test-newest oldest newest test-matrix lock
+.PHONY: results docs docs-serve pictures style quality types
 
 demo: $(INSTALLED)
 	$(BIN)/jakiro demo
 
-# Some of them: `make test TESTS='-m "compat and not slow"'`.
+# Some of them: `make test TESTS=--compat`.
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 $(TESTS)
 
@@ -22,20 +22,25 @@ test-slow: $(INSTALLED)
 
 # The same tests with the oldest versions of everything that pyproject.toml allows, and with the newest there are today,
 # in environments of their own. Neither looks at the lock.
-test-oldest:
-	$(PYTHON) tools/environment.py $(VENV)-oldest --editable '.[test]' --resolution lowest-direct
+test-oldest: oldest
 	$(VENV)-oldest/bin/python -m pytest -n 2 $(TESTS)
 
-test-newest:
-	$(PYTHON) tools/environment.py $(VENV)-newest --editable '.[test]'
+test-newest: newest
 	$(VENV)-newest/bin/python -m pytest -n 2 $(TESTS)
 
-# The tests marked `compat` with every minor version of transformers, each in an environment of its own; writes
-# docs/versions.md. Some: `make test-matrix MATRIX="5.15 5.24"`.
-test-matrix: $(INSTALLED)
-	$(BIN)/python tools/matrix.py $(MATRIX)
+oldest:
+	$(PYTHON) tools/environment.py $(VENV)-oldest --editable '.[test]' --resolution lowest-direct
 
-# Exact versions of everything, for all Pythons and platforms: the newest that pyproject.toml allows, but for PyTorch.
+newest:
+	$(PYTHON) tools/environment.py $(VENV)-newest --editable '.[test]'
+
+# The tests marked `compat` with every minor version of transformers, each in an environment of its own; writes
+# docs/versions.md. To run only some of them: `make test-matrix MATRIX="5.15 5.24"`.
+test-matrix:
+	$(PYTHON) tools/matrix.py $(MATRIX)
+
+# Exact versions of everything, for all Pythons and platforms: the newest that pyproject.toml allows, but for PyTorch,
+# which stays the one that the figures in the documentation were measured with.
 lock:
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/pip install --quiet uv

@@ -198,7 +198,8 @@ def add_bench(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]")
         nargs="+",
         choices=BENCH_METHODS,
         metavar="M",
-        help=f"of {', '.join(BENCH_METHODS)} (plain, jakiro, chain, prompt_lookup and those whose model is given)",
+        help=f"of {', '.join(BENCH_METHODS)} (plain, jakiro, chain, "
+        "prompt_lookup; eagle2, assistant and early_exit where their model is given)",
     )
     parser.add_argument("--control", metavar="D", help="another drafter, for the method eagle2: folder or Hub id")
     parser.add_argument("--assistant", metavar="M", help="small model for the method assistant: folder or Hub id")

@@ -82,6 +82,27 @@ def pytest_addoption(parser):
         metavar="PYTHON",
         help="interpreter with this package and another version of transformers: writes drafters that are loaded here",
     )
+    parser.addoption(
+        "--compat",
+        action="store_true",
+        help="only the tests marked `compat`, and of those that take an architecture only a handful",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """The subset that `make test-matrix` runs with each version of transformers."""
+    if not config.getoption("--compat"):
+        return
+
+    def is_chosen(item: pytest.Item) -> bool:
+        architecture = getattr(item, "callspec", None) and item.callspec.params.get("architecture")
+        return item.get_closest_marker("compat") is not None and (
+            architecture in (None, "llama", "mistral", "gemma3", "gemma4", "qwen3_moe", "gpt2")
+        )
+
+    left_out = [item for item in items if not is_chosen(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if is_chosen(item)]
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,15 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 from transformers.integrations.peft import MIN_PEFT_VERSION
 
-from transformers_jakiro import JakiroCandidateGenerator, JakiroDraftConfig, JakiroDraftModel, generation
+from transformers_jakiro import (
+    JakiroCandidateGenerator,
+    JakiroDraftConfig,
+    JakiroDraftModel,
+    generation,
+    install_generation_hook,
+    jakiro_generate,
+    remove_generation_hook,
+)
 from transformers_jakiro.tree import DraftTree
 
 # the key/value cache's name in arguments and outputs, which transformers 5.24 changed
@@ -346,6 +354,19 @@ def compare(
         assert len(ours.logits) == len(plain.logits)
         torch.testing.assert_close(torch.cat(ours.logits), torch.cat(plain.logits), atol=1e-3, rtol=1e-3)
     return ours
+
+
+@contextmanager
+def assistance(draft: PreTrainedModel, hooked: bool) -> Iterator[dict[str, Any]]:
+    """The arguments of `generate` that let it draft: by the hook, or by the callable while there is no hook."""
+    if hooked:
+        yield {"assistant_model": draft}
+        return
+    remove_generation_hook()
+    try:
+        yield {"custom_generate": jakiro_generate(draft)}
+    finally:
+        install_generation_hook()
 
 
 class Fresh:

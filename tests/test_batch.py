@@ -13,20 +13,12 @@ from unittest import mock
 
 import pytest
 import torch
-from targets import CACHE, CASES, SLIDING, VOCAB, knowing_tree, make_drafter, make_prompt, make_target
+from targets import CACHE, CASES, SLIDING, VOCAB, assistance, knowing_tree, make_drafter, make_prompt, make_target
 from transformers import DynamicCache, MaxLengthCriteria, PreTrainedModel, StoppingCriteriaList, TextStreamer
 from transformers.generation import PrefixConstrainedLogitsProcessor
 from transformers.generation.streamers import BaseStreamer
 
-from transformers_jakiro import (
-    JakiroCandidateGenerator,
-    batch,
-    coupling,
-    generation,
-    install_generation_hook,
-    jakiro_generate,
-    remove_generation_hook,
-)
+from transformers_jakiro import JakiroCandidateGenerator, batch, coupling, generation
 from transformers_jakiro.coupling import BatchCoupling
 from transformers_jakiro.tree import DraftTree
 from transformers_jakiro.tree_forward import TreeForward
@@ -386,17 +378,10 @@ def test_streamers():
 def test_a_cache_of_the_callers(hooked):
     """All rows stay in it, each with its own tokens first."""
     target, inputs = make_target(), make_batch((4, 7, 2))
-    draft = make_drafter(target)
-    assistant = {"assistant_model": draft} if hooked else {"custom_generate": jakiro_generate(draft)}
     plain = target.generate(**inputs, max_new_tokens=12, do_sample=False)
     cache = DynamicCache(config=target.config)
-    if not hooked:
-        remove_generation_hook()
-    try:
-        with knowing_drafter(plain[:, 7:].tolist()):
-            target.generate(**inputs, max_new_tokens=12, do_sample=False, **{CACHE: cache}, **assistant)
-    finally:
-        install_generation_hook()
+    with knowing_drafter(plain[:, 7:].tolist()), assistance(make_drafter(target), hooked) as assistant:
+        target.generate(**inputs, max_new_tokens=12, do_sample=False, **{CACHE: cache}, **assistant)
     assert cache.get_seq_length() == 18
     expected = DynamicCache(config=target.config)
     target(

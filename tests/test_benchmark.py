@@ -11,6 +11,7 @@ from unittest import mock
 
 import pytest
 import torch
+import transformers
 from rich.console import Console
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
@@ -36,6 +37,7 @@ from transformers_jakiro.summary import (
 from transformers_jakiro.tasks import SHIPPED, Prompt, gather_prompts, in_batches, read_prompts
 from transformers_jakiro.tree import DraftTree
 from transformers_jakiro.tree_forward import TreeForward
+from transformers_jakiro.versions import minor_version
 
 CHEAP = ["plain", "jakiro", "chain", "prompt_lookup"]
 
@@ -236,6 +238,10 @@ def test_choosing_methods(pair):
     assert names(control=draft, assistant=target, early_exit=2) == [*CHEAP, "eagle2", "assistant", "early_exit"]
     assert names(["jakiro"], num_assistant_tokens=[4, 8]) == ["plain", "jakiro-4", "jakiro-8"]
     assert names(["static", "plain", "jakiro_static"]) == ["plain", "static", "jakiro_static"]
+    assert names(["prompt_lookup_static", "assistant_static"], assistant=target)[1:] == [
+        "prompt_lookup_static",
+        "assistant_static",
+    ]
     (eagle2,) = [method for method in make_methods(target, draft, ["eagle2"], control=draft) if method.draft]
     assert "num_assistant_tokens" not in eagle2.options
     shape = {name: getattr(draft.config, name) for name in (*benchmark.PUBLISHED, "batch_trees")}
@@ -246,10 +252,30 @@ def test_choosing_methods(pair):
         shape = TreeShape.from_config(draft.config, published.options["num_assistant_tokens"])
     assert (shape.depth, shape.top_k, shape.width, shape.num_draft_tokens) == (7, 10, 10, 59)
     assert draft.config.num_draft_tokens == 20
+    with pytest.raises(ValueError, match=r"`assistant_static` needs `--assistant`"):
+        names(["assistant_static"])
     with pytest.raises(ValueError, match=r"`eagle2` needs `--control`"):
         names(["eagle2"])
     with pytest.raises(ValueError, match=r"must be of .* got \['medusa'\]"):
         names(["medusa"])
+
+
+@pytest.mark.slow
+def test_static_caches_of_transformers_own_assistance(pair):
+    """Minutes of compiling. Since transformers 5.24; before, the report says that they are refused."""
+    target, draft, tokenizer = pair
+    name = "prompt_lookup_static"
+    methods = make_methods(target, draft, ["plain", name])
+    bench = Benchmark(target, draft, tokenizer, 24, methods)
+    prompt = Prompt("1", "sums", ("Tom has 3 apples and buys 4 more. How many apples has he now?",))
+    skipped = bench.warm_up([[prompt]])
+    if minor_version(transformers.__version__) < (5, 24):
+        assert "not supported with Static cache" in skipped[name]
+        return
+    assert not skipped
+    inputs = bench.encode(prompt.turns[0])
+    plain, static = (bench.answer(method, 0, inputs)[1] for method in bench.methods)
+    assert [row.tolist() for row in static] == [row.tolist() for row in plain]
 
 
 @pytest.mark.parametrize("name", ["plain", "prompt_lookup", "jakiro", "assistant"])

@@ -225,10 +225,10 @@ def test_docstrings_become_markdown(monkeypatch):
 def test_every_supported_version_was_tested():
     """`make test-matrix` has been run on each minor, and nothing failed."""
     results = json.loads((ROOT / "docs" / "versions.json").read_text())
-    (first, end) = versions.SUPPORTED_PACKAGES["transformers"]
+    first, end = versions.SUPPORTED_PACKAGES["transformers"]
     minors = {f"{first[0]}.{minor}" for minor in range(first[1], end[1])}
     assert {each["row"] for each in results} >= {*minors, "oldest", "newest"}
     page = (ROOT / "docs" / "versions.md").read_text()
     for each in results:
-        assert f"| {each['transformers']} | {each['torch'].partition('+')[0]} | {each['python']} |" in page
+        assert f"| {each['row']} | {each['transformers']} | {each['torch'].partition('+')[0]} |" in page
         assert each["failed"] == 0

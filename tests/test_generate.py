@@ -439,6 +439,14 @@ def test_convolutions_are_rolled_back(sampling):
     with pytest.warns(UserWarning, match="LinearAttentionLayer"):
         output = compare(target, draft, {"input_ids": ids}, max_new_tokens=24, **sampling)
     assert max(output.accept_lengths[0]) > 1
+    recorded = {"return_dict_in_generate": True, "output_attentions": True, "output_hidden_states": True}
+    target.set_attn_implementation("eager")
+    plain, ours = (
+        target.generate(ids, max_new_tokens=8, do_sample=False, **recorded, **assistant)
+        for assistant in ({}, {"assistant_model": draft})
+    )
+    for ours_of_token, plain_of_token in zip(ours.attentions, plain.attentions, strict=True):
+        torch.testing.assert_close(ours_of_token, plain_of_token, atol=1e-4, rtol=1e-4)
     more = {"max_new_tokens": 9, "do_sample": False}
     expected = target.generate(output.sequences, **more)
     assert torch.equal(target.generate(output.sequences, **{CACHE: output[CACHE]}, **more), expected)
@@ -472,8 +480,10 @@ def test_experts_are_optimized_for_decoding_after_the_prefill():
     def optimize():
         with original():
             inside[0] = True
-            yield
-            inside[0] = False
+            try:
+                yield
+            finally:
+                inside[0] = False
 
     def record(*args, **kwargs):
         forwards.append(inside[0])

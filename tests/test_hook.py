@@ -36,6 +36,7 @@ from transformers import (
     OpenAIGPTLMHeadModel,
     T5Config,
     T5ForConditionalGeneration,
+    cache_utils,
 )
 from transformers.cache_utils import DynamicLayer, QuantizedLayer
 
@@ -114,7 +115,7 @@ def test_without_the_hook_only_the_callable_works(no_hook, pair):
 def test_changed_signatures_are_named(no_hook, monkeypatch, name):
     monkeypatch.setattr(GenerationMixin, name, lambda self, something_else: None)
     before = methods()
-    with pytest.raises(IncompatibleTransformersError, match=rf"GenerationMixin\.{name}` of .* lacks .*pip install"):
+    with pytest.raises(IncompatibleTransformersError, match=rf"GenerationMixin\.{name}` of .* lacks .*Another package may have replaced it"):
         install_generation_hook()
     assert methods() == before
 
@@ -122,7 +123,7 @@ def test_changed_signatures_are_named(no_hook, monkeypatch, name):
 @pytest.mark.parametrize("name", [*HOOKED, "_prefill"])
 def test_missing_methods_are_named(no_hook, monkeypatch, name):
     monkeypatch.delattr(GenerationMixin, name)
-    with pytest.raises(IncompatibleTransformersError, match=rf"GenerationMixin\.{name}` of .* lacks .*pip install"):
+    with pytest.raises(IncompatibleTransformersError, match=rf"GenerationMixin\.{name}` of .* lacks .*Another package may have replaced it"):
         install_generation_hook()
 
 
@@ -394,8 +395,27 @@ class RoundingLayer(QuantizedLayer):
         return tensor.float()
 
 
+# of another backend's layers, which have had this base since transformers 5.21
+BaseQuantizedLayer = getattr(cache_utils, "BaseQuantizedLayer", QuantizedLayer)
+
+
+class OtherRoundingLayer(BaseQuantizedLayer):
+    """One that has nothing in common with [`RoundingLayer`] but the base of both."""
+
+    def __init__(self):
+        DynamicLayer.__init__(self)
+
+    _quantize, _dequantize = RoundingLayer._quantize, RoundingLayer._dequantize
+
+
+class UncroppableCache(DynamicCache):
+    """One whose layers could be cropped, but not what it keeps beside them, as MiniMax' own."""
+
+    is_croppable = False
+
+
 class UnknownLayer(DynamicLayer):
-    """One that does not say that it can be cropped."""
+    """One that says it cannot be cropped."""
 
     is_croppable = False
 
@@ -409,6 +429,11 @@ class RecurrentLayer(DynamicLayer):
 
 CACHES = {
     "quantized": (lambda: Cache(layers=[RoundingLayer() for _ in range(2)]), r"Quantized caches cannot drop"),
+    "otherwise quantized": (
+        lambda: Cache(layers=[OtherRoundingLayer() for _ in range(2)]),
+        r"Quantized caches cannot drop",
+    ),
+    "uncroppable": (UncroppableCache, r"A UncroppableCache cannot drop"),
     "unknown": (lambda: Cache(layers=[UnknownLayer() for _ in range(2)]), r"kinds \['UnknownLayer'\] cannot drop"),
     "encoder-decoder": (
         lambda: EncoderDecoderCache(DynamicCache(), DynamicCache()),

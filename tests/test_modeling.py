@@ -286,6 +286,13 @@ def test_original_checkpoint_is_not_loaded_silently(tmp_path):
 # --- inputs and config rules ---
 
 
+def test_the_cache_has_one_name():
+    draft = make_drafter(make_target())
+    inputs = torch.zeros(1, 3, draft.config.hidden_size)
+    with pytest.raises(TypeError, match=r"called `cache`, got `past_key_values`\. Pass `cache=...`"):
+        draft(inputs, inputs, past_key_values=DynamicCache())
+
+
 def test_wrong_inputs(tmp_path):
     draft = make_draft(tmp_path, variant="eagle")
     embeddings, states = inputs()

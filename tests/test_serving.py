@@ -29,8 +29,10 @@ pytestmark = pytest.mark.compat
 
 openai = pytest.importorskip("openai", reason="in the extra `serve`")
 uvicorn = pytest.importorskip("uvicorn", reason="in the extra `serve`")
+from transformers.cli.serving import utils as serving_utils  # noqa: E402
 from transformers.cli.serving.model_manager import ModelManager  # noqa: E402
 
+from transformers_jakiro import serving  # noqa: E402
 from transformers_jakiro.serving import Server, ServerStoppingError, create_app  # noqa: E402
 
 TARGET, DRAFT = str(PAIR / "target"), str(PAIR / "draft")
@@ -219,6 +221,21 @@ def test_clients_at_once(client, plain, questions):
             for seed, question in enumerate(questions)
         ]
         assert [future.result()[0] for future in futures] == [each.text for each in expected]
+
+
+@pytest.mark.parametrize("minor", [23, 24])
+def test_folders_with_an_at_sign(minor, tmp_path, monkeypatch):
+    """An `@` in the path is no revision. Before 5.24, transformers takes it for one: such a target is refused."""
+    folder = tmp_path / "step@1000"
+    folder.mkdir()
+    if minor == 23:
+        monkeypatch.delattr(serving_utils, "split_revision", raising=False)
+        with pytest.raises(ValueError, match=r"path of the target must have no `@`, got .*step@1000"):
+            create_app(str(folder), str(PAIR / "draft"))
+    elif not hasattr(serving_utils, "split_revision"):
+        pytest.skip("transformers before 5.24")
+    assert serving._split_revision(str(folder)) == (str(folder), None)
+    assert serving._split_revision("org/name@v1") == ("org/name", "v1")
 
 
 def test_what_the_server_has(server, client):

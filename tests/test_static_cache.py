@@ -6,7 +6,7 @@ from unittest import mock
 
 import pytest
 import torch
-from targets import CACHE, CASES, SLIDING, compare, make_drafter, make_prompt, make_target
+from targets import CACHE, CASES, SLIDING, assistance, compare, make_drafter, make_prompt, make_target
 from test_batch import compare as compare_batch
 from test_batch import make_batch
 from transformers import CompileConfig, StaticCache
@@ -97,22 +97,26 @@ def test_sampling():
         compare_batch(target, make_batch(), **options, **STATIC)
 
 
-def test_a_cache_of_the_callers():
+@pytest.mark.parametrize("hooked", [True, False])
+def test_a_cache_of_the_callers(hooked):
     target = make_target()
     draft = make_drafter(target, num_draft_tokens=10)
     prompt = make_prompt(6)
     kwargs = {"max_new_tokens": 12, "do_sample": False}
     plain = target.generate(prompt, **kwargs)
     cache = StaticCache(target.config, max_cache_len=28)
-    assert target.generate(prompt, **{CACHE: cache}, assistant_model=draft, **kwargs).tolist() == plain.tolist()
+    with assistance(draft, hooked) as assistant:
+        assert target.generate(prompt, **{CACHE: cache}, **assistant, **kwargs).tolist() == plain.tolist()
     assert int(cache.get_seq_length()) == 17
     small = StaticCache(target.config, max_cache_len=27)
-    with pytest.raises(ValueError, match=r"holds 27 tokens, .* take up to 28 .*max_cache_len=28"):
-        target.generate(prompt, **{CACHE: small}, assistant_model=draft, **kwargs)
+    message = r"holds 27 tokens, .* take up to 28 .*max_cache_len=28"
+    with assistance(draft, hooked) as assistant, pytest.raises(ValueError, match=message):
+        target.generate(prompt, **{CACHE: small}, **assistant, **kwargs)
     windowed = make_target("mistral", window=7)
     own = StaticCache(windowed.config, max_cache_len=64)
-    with pytest.raises(ValueError, match=r"holds 7 tokens"):
-        windowed.generate(prompt, **{CACHE: own}, assistant_model=make_drafter(windowed), **kwargs)
+    drafter = make_drafter(windowed)
+    with assistance(drafter, hooked) as assistant, pytest.raises(ValueError, match=r"holds 7 tokens"):
+        windowed.generate(prompt, **{CACHE: own}, **assistant, **kwargs)
 
 
 def test_records():

@@ -55,6 +55,8 @@ def install(environment, requirements, lock=None, resolution="highest", python=s
         SetUpError: if something cannot be installed.
     """
     inside = python_of(environment)
+    if lock is not None and not Path(lock).is_file():
+        raise SetUpError(f"The lock must be a file, got {lock}. `make lock` writes one.")
     if not inside.exists():
         _run(
             [python, "-m", "venv", str(environment)],
@@ -64,23 +66,28 @@ def install(environment, requirements, lock=None, resolution="highest", python=s
     pins = [] if lock is None else ["--constraint", str(lock)]
     remedy = "Check the network and the package index."
     if lock is not None:
+        version = subprocess.check_output([str(inside), "-V"]).decode().strip()
         remedy = (
-            f"{Path(lock).name} may not fit {platform.platform()} with Python {platform.python_version()}: "
-            "`make ... LOCK=` takes the newest versions that pyproject.toml allows instead."
+            f"{Path(lock).name} may not fit {platform.platform()} with {version}. "
+            "`make ... LOCK= VENV=.venv-newest` takes the newest versions that pyproject.toml allows instead."
         )
-    _run([str(inside), "-m", "pip", "install", "--quiet", *pins, "uv"], "uv cannot be installed. " + remedy)
-    uv = [str(inside), "-m", "uv", "pip", "install", "--quiet", "--compile-bytecode", "--python", str(inside)]
-    build = [] if lock is None else ["--build-constraints", str(lock)]
-    links = os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS")
-    if lock is not None and links:  # else which version to take there is not known
-        local = [*uv, *pins, "--no-index", "--no-deps", "--find-links", links.split()[0], "torch"]
-        if subprocess.run(local, capture_output=True, check=False).returncode == 0:
-            _run([*uv, *pins, *build, *requirements], "The packages cannot be installed. " + remedy)
+    pip = [str(inside), "-m", "pip", "install", "--quiet", *pins]
+    _run([*pip, "uv"], f"uv cannot be installed. {remedy}")
+    uv = [str(inside), "-m", "uv", "pip", "install", "--quiet", "--compile-bytecode", "--python", str(inside), *pins]
+    if lock is None:  # what is there already may have become old
+        uv += ["--upgrade", "--resolution", resolution]
+    else:
+        uv += ["--build-constraints", str(lock)]
+        # pip knows where the wheels of this machine are
+        if (
+            subprocess.run([*pip, "--no-index", "--no-deps", "torch"], capture_output=True, check=False).returncode
+            == 0
+        ):
+            _run([*uv, *requirements], f"The packages cannot be installed. {remedy}")
             return
-    everything = [*uv, *pins, *build, "--resolution", resolution]
-    fitting = subprocess.run([*everything, "--torch-backend=auto", *requirements], capture_output=True, check=False)
+    fitting = subprocess.run([*uv, "--torch-backend=auto", *requirements], capture_output=True, check=False)
     if fitting.returncode != 0:  # PyTorch's own index cannot be reached, or a fault that shows again
-        _run([*everything, *requirements], "The packages cannot be installed. " + remedy)
+        _run([*uv, *requirements], f"The packages cannot be installed. {remedy}")
 
 
 def _run(command, problem):

@@ -58,7 +58,7 @@ def make_environment(row: str) -> Path:
         if interpreter is None:
             raise SetUpError(f"{row} is not on the PATH. Install it, or leave this row out.")
         install(folder, requirements, LOCK, python=interpreter)
-    else:
+    else:  # all but PyTorch as new as this minor allows
         FOLDER.mkdir(parents=True, exist_ok=True)
         torch = FOLDER / "torch.txt"
         pins = LOCK.read_text(encoding="utf-8").splitlines()
@@ -91,7 +91,7 @@ def test(rows: list[str]) -> Iterator[dict[str, Any]]:
     for row in rows:
         print(f"\n== {row}", flush=True)
         python = make_environment(row)
-        arguments = ["-m", "compat and not slow"]
+        arguments = ["--compat"]
         if row in others:
             arguments.append(f"--other-python={make_environment(others[row])}")
         versions = json.loads(subprocess.check_output([python, "-c", _VERSIONS], text=True))
@@ -104,13 +104,16 @@ def table(results: list[dict[str, Any]]) -> str:
     def release(text: str) -> list[int]:
         return [int(part) for part in re.findall(r"\d+", text.partition("+")[0])]
 
-    lines = ["| transformers | PyTorch | Python | result | minutes | date |", "| --- | --- | --- | --- | ---: | --- |"]
+    lines = [
+        "| environment | transformers | PyTorch | Python | result | minutes | date |",
+        "| --- | --- | --- | --- | --- | ---: | --- |",
+    ]
     for result in sorted(
         results, key=lambda each: [release(each[name]) for name in ("transformers", "torch", "python")], reverse=True
     ):
         outcome = f"**{result['failed']} failed**, " if result["failed"] else ""
         outcome += f"{result['passed']} passed, {result['skipped']} skipped"
-        versions = [result["transformers"], result["torch"].partition("+")[0], result["python"]]
+        versions = [result["row"], result["transformers"], result["torch"].partition("+")[0], result["python"]]
         lines.append(f"| {' | '.join(versions)} | {outcome} | {result['seconds'] / 60:.1f} | {result['date']} |")
     return "\n".join(lines) + "\n"
 
@@ -123,24 +126,29 @@ def write_table(results: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    default = [*minors(), "newest"]
+    default = ["oldest", *minors(), "newest"]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument(
-        "rows", nargs="*", metavar="ROW", help=f"5.15, oldest, newest, python3.12, ... (oldest {' '.join(default)})"
+        "rows", nargs="*", metavar="ROW", help=f"5.15, oldest, newest, python3.12, ... ({' '.join(default)})"
     )
     args = parser.parse_args()
-    rows = args.rows or ["oldest", *default]
-    unknown = [row for row in rows if row not in ("oldest", *default) and not re.fullmatch(r"python3\.\d+", row)]
+
+    def is_known(row: str) -> bool:
+        return row in default or re.fullmatch(r"python3\.\d+", row) is not None
+
+    rows = args.rows or default
+    unknown = [row for row in rows if not is_known(row)]
     if unknown:
-        parser.error(f"rows must be of {['oldest', *default]} or interpreters such as python3.12, got {unknown}.")
+        parser.error(f"rows must be of {default} or interpreters such as python3.12, got {unknown}.")
     failed = []
     try:
         check_python()
         for result in test(rows):
             known = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-            results = [*(each for each in known if each["row"] != result["row"]), result]
+            kept = [each for each in known if is_known(each["row"]) and each["row"] != result["row"]]
+            results = [*kept, result]
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
             write_table(results)
             failed += [result["row"]] if result["failed"] else []

@@ -5,9 +5,9 @@ Jakiro (arXiv 2502.06282) for Hugging Face Transformers: `target.generate(**inpu
 target's own tokens in fewer forwards.
 
 Importing registers `JakiroDraftConfig` and `JakiroDraftModel` with the Auto classes and lets `generate` use the tree
-loop for Jakiro drafters; it has no other side effect. The trainer is imported when it is first asked for.
+loop for Jakiro drafters; it has no other side effect. The trainer is imported on first access.
 """
-# ruff: noqa: E402 - the versions are checked before an import that an unsupported one lacks
+# ruff: noqa: E402 - the versions are checked before imports that fail on unsupported ones
 
 from .versions import IncompatibleTransformersError, UnsupportedVersionError, check_versions
 

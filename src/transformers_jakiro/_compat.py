@@ -37,6 +37,7 @@ from transformers import (
     cache_utils,
 )
 from transformers.cache_utils import (
+    CacheLayerMixin,
     DynamicLayer,
     DynamicSlidingWindowLayer,
     EncoderDecoderCache,
@@ -51,7 +52,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pipelines import base as pipelines
 
 from .device import send
-from .versions import SUPPORTED_PACKAGES, IncompatibleTransformersError, minor_version, version_range
+from .versions import IncompatibleTransformersError, minor_version
 
 # -- versions of transformers ----------------------------------------------------------------------------------------
 
@@ -117,10 +118,8 @@ def check_signatures():
         if missing:
             raise IncompatibleTransformersError(
                 f"`{name}` of transformers {transformers.__version__} lacks the parameters {missing} "
-                "that `generate(assistant_model=<Jakiro drafter>)` relies on. Something has replaced it, or this "
-                "version is not one that the package was tested with: run "
-                f"`pip install 'transformers{version_range(SUPPORTED_PACKAGES['transformers'])}'`, or upgrade "
-                "transformers-jakiro."
+                "that `generate(assistant_model=<Jakiro drafter>)` relies on. Another package may have replaced it: "
+                "import transformers_jakiro before that package."
             )
 
 
@@ -347,7 +346,7 @@ def prefill(
 
 
 def optimized_for_decoding(model: PreTrainedModel) -> AbstractContextManager[None]:
-    """What plain `generate` does to a model after the prefill: experts computed in the way that suits few tokens."""
+    """Switches experts to the implementation for decoding, as plain `generate` does after the prefill."""
     return model._optimize_model_for_decode()
 
 
@@ -455,10 +454,7 @@ def find_adapter(path: Any, kwargs: dict[str, Any]) -> tuple[Any, str | None, di
 
 
 def discard_adapter(model: PreTrainedModel, adapter_name: str) -> None:
-    """
-    As `model.delete_adapter`, which transformers refuses where the installed PEFT is older than it wants, though it
-    loads adapters then.
-    """
+    """Removes an adapter. Unlike `model.delete_adapter`, it works with every PEFT that can load one."""
     from peft.functional import delete_adapter
 
     delete_adapter(model, adapter_name, prefix=f"{model.peft_config[adapter_name].peft_type.value.lower()}_")
@@ -504,6 +500,10 @@ def check_cache(cache: Any, generation_config: GenerationConfig) -> str | None:
         f"Use the default dynamic cache (leave out `cache_implementation` and `{CACHE}`), or "
         "`cache_implementation='static'`."
     )
+    if cache is None:
+        raise NotImplementedError(
+            "A drafter needs a key/value cache, and `generate` has none for this target. Leave out `assistant_model`."
+        )
     if not isinstance(cache, Cache) or isinstance(cache, EncoderDecoderCache):
         raise NotImplementedError(f"A drafter needs a decoder's key/value cache, got {type(cache).__name__}. {remedy}")
     if getattr(cache, "offloading", False):
@@ -512,11 +512,13 @@ def check_cache(cache: Any, generation_config: GenerationConfig) -> str | None:
         raise NotImplementedError(
             f"Quantized caches cannot drop rejected tokens: quantized states are not kept per token. {remedy}"
         )
+    if not is_user_defined(cache, generation_config):  # it is the default one
+        remedy = "Leave out `assistant_model`."
+    if _says_no(cache):
+        raise NotImplementedError(f"A {type(cache).__name__} cannot drop rejected tokens, as drafting needs. {remedy}")
     others = [layer for layer in cache.layers if type(layer) not in (*_KEEP_NODES, *_STATIC_LAYERS)]
-    # what is yet to be filled may not know whether it can: see `check_croppable`
-    unknown = {type(layer).__name__ for layer in others if not _may_crop(layer)}
+    unknown = {type(layer).__name__ for layer in others if not _is_croppable(layer, is_filled=False)}
     if unknown:
-        remedy = remedy if is_user_defined(cache, generation_config) else "Leave out `assistant_model`."
         raise NotImplementedError(
             f"Cache layers of the kinds {sorted(unknown)} cannot drop rejected tokens, as drafting needs. {remedy}"
         )
@@ -526,10 +528,13 @@ def check_cache(cache: Any, generation_config: GenerationConfig) -> str | None:
 
 def check_croppable(model: PreTrainedModel, cache: Cache) -> None:
     """
-    Raises `NotImplementedError` for a cache of which [`check_cache`] could not tell before the prompt was read that it
-    holds a recurrent state.
+    Checks the cache again after the prompt: only then do linear attention layers know whether they hold a recurrent
+    state.
+
+    Raises:
+        NotImplementedError: if they do.
     """
-    kinds = sorted({type(layer).__name__ for layer in cache.layers if not _can_crop(layer)})
+    kinds = sorted({type(layer).__name__ for layer in cache.layers if not _is_croppable(layer, is_filled=True)})
     if kinds:
         raise NotImplementedError(
             f"{type(model).__name__} keeps a recurrent state in its cache (layers of kind {', '.join(kinds)}) that "
@@ -538,18 +543,27 @@ def check_croppable(model: PreTrainedModel, cache: Cache) -> None:
         )
 
 
-def _can_crop(layer: Any) -> bool:
-    return type(layer) in (*_KEEP_NODES, *_STATIC_LAYERS) or _is_croppable(layer)
+def _is_croppable(layer: Any, is_filled: bool) -> bool:
+    if type(layer) in (*_KEEP_NODES, *_STATIC_LAYERS):
+        return True
+    # Before 5.17, layers have no `is_croppable`. Of the layers of that time, only this one can be cropped.
+    says = getattr(layer, "is_croppable", type(layer).__name__ == "DynamicIndexedLayer")
+    # Linear attention does not know before it is filled; see `check_croppable`.
+    return says or (not is_filled and hasattr(layer, "is_croppable") and hasattr(layer, "conv_states"))
 
 
-def _may_crop(layer: Any) -> bool:
-    """As [`_can_crop`], before the layer is filled: linear attention then cannot tell."""
-    return _is_croppable(layer) or (hasattr(type(layer), "is_croppable") and hasattr(layer, "conv_states"))
+def _says_no(cache: Cache) -> bool:
+    """Whether a kind of cache overrides what its layers say of cropping."""
+    own = getattr(type(cache), "is_croppable", None)
+    return own is not getattr(Cache, "is_croppable", None) and not cache.is_croppable
 
 
-def _is_croppable(layer: Any) -> bool:
-    # before 5.17 layers do not say; of those there were then, this one can
-    return getattr(layer, "is_croppable", type(layer).__name__ == "DynamicIndexedLayer")
+def attention_windows(cache: Cache) -> list[int | None]:
+    """The sliding windows of the layers that a model returns attentions of, which linear attention has none of."""
+    layers = [
+        layer for layer in cache.layers if isinstance(layer, CacheLayerMixin) or not hasattr(layer, "conv_states")
+    ]
+    return [getattr(layer, "sliding_window", None) for layer in layers]
 
 
 def is_static(cache: Cache) -> bool:
@@ -720,7 +734,8 @@ def select_rows(cache: Cache, rows: torch.LongTensor, num_columns: int) -> None:
 
 def is_user_defined(cache: Cache, generation_config: GenerationConfig) -> bool:
     """Whether the caller of `generate` passed this cache, and so will see what becomes of it."""
-    if TRANSFORMERS < (5, 17) and not is_hook_installed():  # then nothing marks it: a dynamic one may be the caller's
+    if TRANSFORMERS < (5, 17) and not is_hook_installed():
+        # Nothing marks the caller's cache here, so a dynamic cache counts as the caller's.
         return generation_config.cache_implementation is None
     return bool(getattr(cache, "_is_user_defined", False))
 
@@ -776,7 +791,7 @@ try:  # since transformers 5.21
 except ImportError:
     pass
 _STATIC_LAYERS = (StaticLayer, StaticSlidingWindowLayer)
-# since 5.21 the base of those of all backends; until 5.23 they call themselves croppable
+# The common base class since 5.21. Up to 5.23, quantized layers wrongly report that they are croppable.
 _QUANTIZED_LAYER: type = getattr(cache_utils, "BaseQuantizedLayer", QuantizedLayer)
 
 

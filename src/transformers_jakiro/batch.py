@@ -318,7 +318,7 @@ class _Row:
                 )
             if self.attentions is not None:
                 path = visited[: step + 1]
-                windows = [getattr(layer, "sliding_window", None) for layer in _compat.cache_of(outputs).layers]
+                windows = _compat.attention_windows(_compat.cache_of(outputs))
                 self.attentions += (
                     tuple(
                         _path_attention(weights, row, node, path, first_node, window, num_behind)

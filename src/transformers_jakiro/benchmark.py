@@ -155,7 +155,8 @@ def make_methods(
     The methods to compare, plain `generate` always the first.
 
     Args:
-        names: of [`METHODS`]; default: `plain`, `jakiro`, `chain`, `prompt_lookup`, and those whose model is given.
+        names: of [`METHODS`]; default: `plain`, `jakiro`, `chain`, `prompt_lookup`, and of `eagle2`, `assistant` and
+            `early_exit` those whose model is given.
         control: another drafter, with trees of the same shape: `eagle2`.
         assistant: a small causal language model with the same tokenizer: `assistant`.
         early_exit: layers of the target to draft with: `early_exit`.
@@ -165,24 +166,24 @@ def make_methods(
     Raises:
         ValueError: for unknown names, and for methods whose model is not given.
     """
-    given = {"eagle2": control, "assistant": assistant, "assistant_static": assistant, "early_exit": early_exit}
+    needs = {
+        "eagle2": ("--control", control),
+        "assistant": ("--assistant", assistant),
+        "assistant_static": ("--assistant", assistant),
+        "early_exit": ("--assistant-early-exit", early_exit),
+    }
     if names is None:
         chosen = ["plain", "jakiro", "chain", "prompt_lookup"]
-        chosen += [name for name in given if given[name] is not None and not name.endswith("_static")]
+        chosen += [name for name in ("eagle2", "assistant", "early_exit") if needs[name][1] is not None]
     else:
         chosen = list(dict.fromkeys(("plain", *names)))
     unknown = [name for name in chosen if name not in METHODS]
     if unknown:
         raise ValueError(f"`--methods` must be of {[*METHODS]}, got {unknown}.")
-    options = {
-        "eagle2": "--control",
-        "assistant": "--assistant",
-        "assistant_static": "--assistant",
-        "early_exit": "--assistant-early-exit",
-    }
     for name in chosen:
-        if name in given and given[name] is None:
-            raise ValueError(f"The method `{name}` needs `{options[name]}`. Give it, or leave the method out.")
+        option, model = needs.get(name, ("", name))
+        if model is None:
+            raise ValueError(f"The method `{name}` needs `{option}`. Give it, or leave the method out.")
     sizes = list(dict.fromkeys(num_assistant_tokens))
     head = target.get_output_embeddings()
     compiled = {"cache_implementation": "static", "compile_config": _compat.compile_everywhere()}

@@ -444,7 +444,12 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
 
         Raises:
             ValueError: if the shapes of the two inputs differ, or an output is asked for that `head_mode` lacks.
+            TypeError: if the cache is passed as `past_key_values`.
         """
+        if "past_key_values" in kwargs:  # it would go unnoticed to the attention
+            raise TypeError(
+                "The drafter's key/value cache is called `cache`, got `past_key_values`. Pass `cache=...`."
+            )
         hidden_size, further_layers = self.config.hidden_size, self.config.feature_layers or ()
         target_size = self.config.target_hidden_size or hidden_size
         widths = {hidden_size, (len(further_layers) + 1) * target_size}

@@ -9,11 +9,11 @@ transformers copies the files that it finds by following lines of the form `from
 copy of this file classes of its own: so config and drafter must be loaded from this same file.
 """
 
-# ruff: noqa: E402 - the versions are checked before an import that an unsupported one lacks
+# ruff: noqa: E402 - the versions are checked before imports that fail on unsupported ones
 
 from .versions import IncompatibleTransformersError, check_versions
 
-check_versions()
+check_versions("install a newer transformers-jakiro and import it before the drafter is loaded")
 
 import warnings
 

@@ -18,6 +18,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from copy import deepcopy
+from pathlib import Path
 from reprlib import repr as short
 from typing import Any
 
@@ -218,8 +219,10 @@ def _split_revision(name: str) -> tuple[str, str | None]:
     """The model and the revision in a name as `ModelManager.process_model_name` gives it."""
     if hasattr(serving_utils, "split_revision"):  # since transformers 5.24
         return serving_utils.split_revision(name)
-    model_id, _, revision = name.rpartition("@")  # the one it has added; a local path may have others
-    return model_id, revision
+    if Path(name).exists():
+        return name, None
+    model_id, _, revision = name.partition("@")
+    return model_id, revision or None
 
 
 class _TargetManager(ModelManager):
@@ -582,6 +585,11 @@ def create_app(
     """
     if num_assistant_tokens is not None and num_assistant_tokens < 1:
         raise ValueError(f"`num_assistant_tokens` must be at least 1, got {num_assistant_tokens}.")
+    if "@" in target and Path(target).exists() and not hasattr(serving_utils, "split_revision"):
+        raise ValueError(
+            f"Before transformers 5.24, the path of the target must have no `@`, got {target}. Rename the folder, or "
+            "upgrade transformers."
+        )
     models = _TargetManager(
         force_model=target,
         device=device,

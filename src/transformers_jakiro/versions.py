@@ -22,9 +22,12 @@ class IncompatibleTransformersError(RuntimeError):
     """The installed transformers lacks a method or parameter that the generate hook relies on."""
 
 
-def check_versions() -> None:
+def check_versions(upgrade: str = "upgrade transformers-jakiro") -> None:
     """
     Compares what is installed with what is supported.
+
+    Args:
+        upgrade: what else helps where something is too new.
 
     Raises:
         UnsupportedVersionError: says what is installed, what is supported, and the command that mends it.
@@ -35,19 +38,22 @@ def check_versions() -> None:
             f"transformers-jakiro needs Python{version_range(SUPPORTED_PYTHON)}, got {'.'.join(map(str, python))}. "
             "Create a new environment with a supported Python and install the package there."
         )
+    wrong, too_new = {}, False
     for name, supported in SUPPORTED_PACKAGES.items():
-        requirement = f"'{name}{version_range(supported)}'"
         try:
             installed = version(name)
-        except PackageNotFoundError as error:
-            raise UnsupportedVersionError(
-                f"transformers-jakiro needs {requirement}, which is not installed. Run `pip install {requirement}`."
-            ) from error
+        except PackageNotFoundError:
+            wrong[f"{name}{version_range(supported)}"] = f"no {name}"
+            continue
         if not _is_within(minor_version(installed), supported):
-            raise UnsupportedVersionError(
-                f"transformers-jakiro needs {requirement}, got {name} {installed}. Run `pip install {requirement}`, "
-                "or upgrade transformers-jakiro."
-            )
+            wrong[f"{name}{version_range(supported)}"] = f"{name} {installed}"
+            too_new |= minor_version(installed) >= supported[0]
+    if wrong:
+        command = " ".join(f"'{requirement}'" for requirement in wrong)
+        raise UnsupportedVersionError(
+            f"transformers-jakiro needs {' and '.join(wrong)}, got {' and '.join(wrong.values())}. Run "
+            f"`pip install {command}`{f', or {upgrade}' if too_new else ''}."
+        )
 
 
 def minor_version(text: str) -> tuple[int, int]:
