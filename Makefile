@@ -13,7 +13,7 @@ INSTALLED = $(VENV)/.installed
 demo: $(INSTALLED)
 	$(BIN)/jakiro demo
 
-# Some of them: `make test TESTS=--compat`.
+# To run only some: `make test TESTS=--compat`.
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 $(TESTS)
 
@@ -35,11 +35,11 @@ newest:
 	$(PYTHON) tools/environment.py $(VENV)-newest --editable '.[test]'
 
 # The tests marked `compat` with every minor version of transformers, each in an environment of its own; writes
-# docs/versions.md. To run only some of them: `make test-matrix MATRIX="5.15 5.24"`.
+# docs/versions.md. To run only some: `make test-matrix MATRIX="5.15 5.24"`.
 test-matrix:
 	$(PYTHON) tools/matrix.py $(MATRIX)
 
-# Exact versions of everything, for all Pythons and platforms: the newest that pyproject.toml allows, but for PyTorch,
+# Exact versions of everything, for all Pythons and platforms: the newest that pyproject.toml allows, except PyTorch,
 # which stays the one that the figures in the documentation were measured with.
 lock:
 	$(PYTHON) -m venv $(VENV)-lock

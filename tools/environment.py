@@ -63,6 +63,7 @@ def install(environment, requirements, lock=None, resolution="highest", python=s
             "A virtual environment cannot be made. On Debian and Ubuntu "
             "`apt-get install python3-venv` adds what it takes.",
         )
+    print(f"Installing into {environment}, which takes a minute or two.", file=sys.stderr, flush=True)
     pins = [] if lock is None else ["--constraint", str(lock)]
     remedy = "Check the network and the package index."
     if lock is not None:
@@ -86,7 +87,13 @@ def install(environment, requirements, lock=None, resolution="highest", python=s
             _run([*uv, *requirements], f"The packages cannot be installed. {remedy}")
             return
     fitting = subprocess.run([*uv, "--torch-backend=auto", *requirements], capture_output=True, check=False)
-    if fitting.returncode != 0:  # PyTorch's own index cannot be reached, or a fault that shows again
+    if fitting.returncode != 0:
+        # PyTorch's own index cannot be reached, or another fault that shows again now
+        print(
+            "Not the build of PyTorch that fits this machine, but that of the package index, which may be larger.",
+            file=sys.stderr,
+            flush=True,
+        )
         _run([*uv, *requirements], f"The packages cannot be installed. {remedy}")
 
 

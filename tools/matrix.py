@@ -131,7 +131,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument(
-        "rows", nargs="*", metavar="ROW", help=f"5.15, oldest, newest, python3.12, ... ({' '.join(default)})"
+        "rows", nargs="*", metavar="ROW", help=f"5.15, oldest, newest, python3.12, ... (default: {' '.join(default)})"
     )
     args = parser.parse_args()
 

@@ -30,7 +30,7 @@ def check_versions(upgrade: str = "upgrade transformers-jakiro") -> None:
         upgrade: what else helps where something is too new.
 
     Raises:
-        UnsupportedVersionError: says what is installed, what is supported, and the command that mends it.
+        UnsupportedVersionError: says what is installed, what is supported, and what to do.
     """
     python = sys.version_info[:3]
     if not _is_within(python[:2], SUPPORTED_PYTHON):
