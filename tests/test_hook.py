@@ -322,6 +322,15 @@ def test_other_vocabulary(way, pair):
 
 
 @BOTH_WAYS
+@pytest.mark.parametrize("asked", [[0], [-1], -1])
+def test_some_hidden_states(way, pair, asked):
+    with pytest.raises(
+        NotImplementedError, match=r"`output_hidden_states` gives those of all layers or none, got .*1|0"
+    ):
+        way(*pair, output_hidden_states=asked, return_dict_in_generate=True)
+
+
+@BOTH_WAYS
 def test_other_hidden_size(way, pair):
     target, _ = pair
     with pytest.raises(ValueError, match=r"`hidden_size` must be .* has 32, the drafter 64.*trained for this target"):

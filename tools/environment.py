@@ -13,6 +13,7 @@ import argparse
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,15 +25,18 @@ class SetUpError(Exception):
     """What cannot be installed, and what to do about it."""
 
 
-def check_python():
-    """Raises `SetUpError` if this Python is older than the package's."""
+def check_python(interpreter, remedy):
+    """Raises `SetUpError` if an interpreter is older than this package's oldest."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     needed = re.search(r'^requires-python = ">=(\d+)\.(\d+)"', text, flags=re.M).groups()
-    if sys.version_info[:2] < tuple(map(int, needed)):
+    version = platform.python_version()
+    if str(interpreter) != sys.executable:
+        version = subprocess.check_output([str(interpreter), "-V"]).decode().split()[-1]
+    if tuple(map(int, version.split(".")[:2])) < tuple(map(int, needed)):
         raise SetUpError(
-            f"transformers-jakiro needs Python {'.'.join(needed)} or newer, {sys.executable} is "
-            f"{platform.python_version()}. Name a newer one: `make ... PYTHON=python3.12`."
+            f"transformers-jakiro needs Python {'.'.join(needed)} or newer, {interpreter} is {version}. {remedy}"
         )
+    return version
 
 
 def python_of(environment):
@@ -58,18 +62,24 @@ def install(environment, requirements, lock=None, resolution="highest", python=s
     if lock is not None and not Path(lock).is_file():
         raise SetUpError(f"The lock must be a file, got {lock}. `make lock` writes one.")
     if not inside.exists():
-        _run(
-            [python, "-m", "venv", str(environment)],
-            "A virtual environment cannot be made. On Debian and Ubuntu "
-            "`apt-get install python3-venv` adds what it takes.",
-        )
+        try:
+            check_python(python, "Name a newer one: `make ... PYTHON=python3.12`.")
+            _run(
+                [python, "-m", "venv", str(environment)],
+                f"A virtual environment cannot be made in {environment}. If ensurepip is missing: "
+                "`apt-get install python3-venv` adds it on Debian and Ubuntu.",
+            )
+        except SetUpError:
+            shutil.rmtree(environment, ignore_errors=True)  # it would be taken for a whole one
+            raise
+    version = check_python(inside, f"Remove {environment} and try again.")
+    _run([str(inside), "-m", "pip", "--version"], f"{environment} has no pip. Remove it and try again.")
     print(f"Installing into {environment}, which takes a minute or two.", file=sys.stderr, flush=True)
     pins = [] if lock is None else ["--constraint", str(lock)]
     remedy = "Check the network and the package index."
     if lock is not None:
-        version = subprocess.check_output([str(inside), "-V"]).decode().strip()
         remedy = (
-            f"{Path(lock).name} may not fit {platform.platform()} with {version}. "
+            f"{Path(lock).name} may not fit {platform.platform()} with Python {version}. "
             "`make ... LOCK= VENV=.venv-newest` takes the newest versions that pyproject.toml allows instead."
         )
     pip = [str(inside), "-m", "pip", "install", "--quiet", *pins]
@@ -119,7 +129,6 @@ def main():
     args = parser.parse_args()
     requirements = ["--editable"] * args.editable + args.requirements
     try:
-        check_python()
         install(args.environment, requirements, args.lock, args.resolution)
     except SetUpError as error:
         sys.exit(f"error: {error}")

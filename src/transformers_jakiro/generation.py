@@ -82,6 +82,11 @@ def check_request(model: PreTrainedModel, draft_model: PreTrainedModel, generati
             f"Drafting needs `num_beams=1`, got {generation_config.num_beams}: beam search would run without the "
             "drafter. Leave out `num_beams` or `assistant_model`."
         )
+    if not isinstance(generation_config.output_hidden_states or False, bool):
+        raise NotImplementedError(
+            "With a drafter, `output_hidden_states` gives those of all layers or none, got "
+            f"{generation_config.output_hidden_states}. Pass True and take what you need of them."
+        )
     if generation_config.use_cache is False:
         raise ValueError("Drafting needs the key/value cache, got `use_cache=False`. Pass `use_cache=True`.")
 

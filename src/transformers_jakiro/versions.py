@@ -5,6 +5,7 @@ The versions of Python, PyTorch and transformers that this package runs on. Read
 so that an unsupported version ends in one message instead of an error somewhere inside.
 """
 
+import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
@@ -45,9 +46,10 @@ def check_versions(upgrade: str = "upgrade transformers-jakiro") -> None:
         except PackageNotFoundError:
             wrong[f"{name}{version_range(supported)}"] = f"no {name}"
             continue
-        if not _is_within(minor_version(installed), supported):
+        minor = minor_version(installed)
+        if not _is_within(minor, supported):
             wrong[f"{name}{version_range(supported)}"] = f"{name} {installed}"
-            too_new |= minor_version(installed) >= supported[0]
+            too_new |= minor >= supported[0]
     if wrong:
         command = " ".join(f"'{requirement}'" for requirement in wrong)
         raise UnsupportedVersionError(
@@ -56,10 +58,10 @@ def check_versions(upgrade: str = "upgrade transformers-jakiro") -> None:
         )
 
 
-def minor_version(text: str) -> tuple[int, int]:
-    """`(5, 24)` for `"5.24.0.dev0"`."""
-    major, minor = text.split(".")[:2]
-    return int(major), int(minor)
+def minor_version(text: str | None) -> tuple[int, int]:
+    """`(5, 24)` for `"5.24.0.dev0"`; `(0, 0)` for what is no version."""
+    found = re.match(r"(?:\d+!)?(\d+)(?:\.(\d+))?", text or "")
+    return (int(found[1]), int(found[2] or 0)) if found else (0, 0)
 
 
 def _is_within(got: tuple[int, int], supported: tuple[tuple[int, int], tuple[int, int] | None]) -> bool:
