@@ -211,6 +211,7 @@ def reads_wait(monkeypatch):
         monkeypatch.setattr(module, "reads_wait", lambda device: True)
 
 
+@pytest.mark.compat(False)
 @pytest.mark.parametrize("lengths", [LENGTHS, (6,)])
 @pytest.mark.parametrize(
     "kwargs",
@@ -247,6 +248,7 @@ def test_one_wait_per_step(kwargs, lengths, monkeypatch):
     assert {after - before for before, after in itertools.pairwise(steps)} == {1}
 
 
+@pytest.mark.compat(False)
 @pytest.mark.parametrize("lengths", [LENGTHS, (6,)])
 @pytest.mark.parametrize(
     "kwargs",
@@ -279,6 +281,7 @@ def test_draws_are_made_again_where_they_were_not_kept(monkeypatch):
     assert take.call_count > 60, "the rows were always together"
 
 
+@pytest.mark.compat(False)
 def test_sampling_on_devices_whose_draws_are_not_known(monkeypatch):
     monkeypatch.setattr(generation, "can_couple", lambda device: False)
     target = make_target()
@@ -293,6 +296,7 @@ def test_several_sequences_per_prompt():
     compare(target, make_batch((5, 3)), seed=5, do_sample=True, num_return_sequences=3)
 
 
+@pytest.mark.compat(False)
 def test_processors_that_count_rows():
     allowed = {row: list(range(10 * row + 3, 10 * row + 13)) for row in range(4)}
     output = compare(make_target(), make_batch(), prefix_allowed_tokens_fn=lambda row, ids: allowed[row])

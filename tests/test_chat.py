@@ -119,7 +119,6 @@ def test_without_a_chat_template(chat, tmp_path):
     assert len(figures) == 1
 
 
-@pytest.mark.compat
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_in_a_terminal():
     """Colours, headings, Ctrl-C, the end of the input."""

@@ -109,7 +109,6 @@ PROCESSORS = {
 }
 
 
-@pytest.mark.compat
 @pytest.mark.parametrize("name", PROCESSORS)
 @pytest.mark.parametrize("do_sample", [False, True])
 def test_logits_processors(name, do_sample):
@@ -199,7 +198,6 @@ def test_criteria_are_called_as_by_plain_generate(stop_after, output_scores):
     assert len(output.accept_lengths[0]) <= min(stop_after, 16) // 2 + 1
 
 
-@pytest.mark.compat
 @pytest.mark.parametrize("start", [0, 3, 8, 13])
 def test_stop_strings(tokenizer, start):
     target = make_target()
@@ -680,7 +678,6 @@ def opaque_attention():
     AttentionMaskInterface._global_mapping.pop("opaque")
 
 
-@pytest.mark.compat
 @pytest.mark.filterwarnings("ignore:The drafter proposes chains")
 @pytest.mark.parametrize(("architecture", "window"), [("llama", None), ("mistral", 9), ("gemma3", 9), ("gpt2", None)])
 def test_chain_fallback(opaque_attention, architecture, window):

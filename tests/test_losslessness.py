@@ -223,7 +223,6 @@ def test_unusual_prompts(architecture):
         compare(target, draft, inputs, max_new_tokens=12, logits=True)
 
 
-@pytest.mark.compat
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma3", "gpt2"])
 @pytest.mark.parametrize("chunk_size", [1, 5, 11, 64])
 def test_prefill_chunks(architecture, chunk_size):
@@ -274,7 +273,6 @@ def test_never_more_than_max_new_tokens(max_new_tokens):
     assert output.sequences.shape[1] == 6 + max_new_tokens
 
 
-@pytest.mark.compat
 @pytest.mark.parametrize("prompt_length", [CONTEXT - 9, CONTEXT - 2, CONTEXT - 1])
 def test_prompts_at_the_context_limit(prompt_length):
     """A learned position beyond the last one would be an index error."""

@@ -49,7 +49,6 @@ def test_the_drafter_loads_with_its_config(draft, target):
     assert isinstance(AutoModel.from_pretrained(PAIR / "draft", device_map="cpu"), JakiroDraftModel)
 
 
-@pytest.mark.compat
 def test_greedy_answers_are_the_targets_own(target, draft, prompts):
     accepted = forwards = 0
     for inputs in prompts:

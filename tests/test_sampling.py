@@ -35,7 +35,6 @@ SETTINGS = {
 SEEDS_PER_SETTING = 24
 
 
-@pytest.mark.compat
 @pytest.mark.parametrize("name", SETTINGS)
 def test_same_seed_same_tokens(name):
     target = make_target(num_layers=1)

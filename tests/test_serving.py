@@ -418,6 +418,7 @@ def config(**fields):
     return {"messages": HELLO, "generation_config": json.dumps(fields)}
 
 
+@pytest.mark.compat(False)
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     ("path", "body", "status", "reason"),
@@ -505,6 +506,7 @@ def test_malformed_requests(server, body, headers, reason):
     assert reason in json.loads(text)["error"]["message"]
 
 
+@pytest.mark.compat(False)
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -536,6 +538,7 @@ def test_without_the_extra(monkeypatch, capsys):
     assert "pip install 'transformers-jakiro[serve]'" in capsys.readouterr().err
 
 
+@pytest.mark.compat(False)
 def test_the_command(questions, plain):
     """In a process of its own: it says where it listens and ends with Ctrl-C."""
     command = [sys.executable, "-m", "jakiro_cli", "serve", TARGET, DRAFT, "--dtype", "float32", "--port", "0"]

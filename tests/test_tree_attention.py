@@ -93,6 +93,7 @@ def test_targets_that_cannot_verify_trees():
         target.config._attn_implementation = implementation
 
 
+@pytest.mark.compat(False)
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize(("architecture", "window"), [("llama", None), ("mistral", 9), ("gemma3", 9)])
 def test_flex_attention(architecture, window):

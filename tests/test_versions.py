@@ -129,6 +129,7 @@ def test_importing_says_it_first(tmp_path):
         assert ("Traceback" in done.stderr) != stands_alone
 
 
+@pytest.mark.compat(False)
 def test_public_names_have_one_home():
     """Each is documented where it is defined, and the trainer is imported only when it is asked for."""
     reference = (ROOT / "docs" / "api" / "index.md").read_text()
@@ -143,6 +144,7 @@ def test_public_names_have_one_home():
         transformers_jakiro.Trainer  # noqa: B018
 
 
+@pytest.mark.compat(False)
 def test_a_lock_that_does_not_fit_the_platform(tmp_path):
     """One message with the remedy and what pip said."""
     lock = tmp_path / "some.lock"
@@ -172,6 +174,7 @@ def test_environments_of_an_old_python_are_refused(tmp_path):
     assert not (tmp_path / "venv").exists()
 
 
+@pytest.mark.compat(False)
 def test_environments_that_are_not_whole_are_named(tmp_path):
     tool, folder = ROOT / "tools" / "environment.py", tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
