@@ -24,10 +24,10 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from transformers_jakiro import JakiroDraftModel
-from transformers_jakiro.benchmark import read_prompts
-from transformers_jakiro.coupling import SamplingCoupling
-from transformers_jakiro.demo import PAIR
-from transformers_jakiro.tree import DraftTree
+from transformers_jakiro.core.noise import SamplingCoupling
+from transformers_jakiro.core.tree import DraftTree
+from transformers_jakiro.measuring.prompts import read_prompts
+from transformers_jakiro.pair import DRAFT, PROMPTS, TARGET
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS / "results" / "target_results.json"
@@ -96,9 +96,9 @@ class Recorder:
 
 
 def load_pair() -> tuple[Any, Any, Any]:
-    tokenizer = AutoTokenizer.from_pretrained(PAIR / "target")
-    target = AutoModelForCausalLM.from_pretrained(PAIR / "target", dtype=torch.float32)
-    return tokenizer, target, JakiroDraftModel.from_pretrained(PAIR / "draft", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(TARGET)
+    target = AutoModelForCausalLM.from_pretrained(TARGET, dtype=torch.float32)
+    return tokenizer, target, JakiroDraftModel.from_pretrained(DRAFT, dtype=torch.float32)
 
 
 def prompts(tokenizer: Any, count: int) -> list[Any]:
@@ -106,7 +106,7 @@ def prompts(tokenizer: Any, count: int) -> list[Any]:
         tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
-        for _, _, (prompt,) in read_prompts(PAIR / "prompts.jsonl", count)
+        for _, _, (prompt,) in read_prompts(PROMPTS, count)
     ]
 
 

@@ -25,10 +25,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers_jakiro.benchmark import PUBLISHED
 from transformers_jakiro.files import write_json, write_text
-from transformers_jakiro.report import NOTES, conditions, draw_plots, markdown_table, markdown_tables
-from transformers_jakiro.tune import Shape
+from transformers_jakiro.measuring.benchmark import PUBLISHED
+from transformers_jakiro.measuring.report import NOTES, conditions, draw_plots, markdown_table, markdown_tables
+from transformers_jakiro.measuring.tune import Shape
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = ("target", "deepened")
@@ -275,7 +275,8 @@ def section(result: Result, plots: dict[str, Path], page: Path) -> list[str]:
         lines += [
             paragraph(
                 "No model of its own: the same target with identity layers (output projections zero) inserted, up to "
-                f"{result.arguments['deepen']} ([deepened.py](../src/transformers_jakiro/deepened.py)). It says the "
+                f"{result.arguments['deepen']} "
+                "([deepened.py](../src/transformers_jakiro/measuring/deepened.py)). It says the "
                 "same, token for token, and one of its layers costs as small a part of all as in a larger model: 32 "
                 "layers are those of a 7B model."
             ),
@@ -342,7 +343,7 @@ def write_page(page: Path, results: Sequence[Result], folder: Path) -> None:
         "",
         paragraph(
             "Tokens per target forward, speed-up and ceiling are defined in, and computed by, `tokens_per_forward`, "
-            "`speed_up` and `ceiling` of [summary.py](../src/transformers_jakiro/summary.py)."
+            "`speed_up` and `ceiling` of [summary.py](../src/transformers_jakiro/measuring/summary.py)."
         ),
         "",
     ]

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from transformers_jakiro.answering import Pair
-from transformers_jakiro.ui import build_page, launch
+from transformers_jakiro.apps.answering import Pair
+from transformers_jakiro.apps.ui import build_page, launch
 
 
 def main() -> None:

@@ -29,18 +29,18 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, HfArgum
 from word_problems import make_problems
 
 from transformers_jakiro import JakiroDraftModel
-from transformers_jakiro.data import read_conversations
-from transformers_jakiro.demo import PAIR
-from transformers_jakiro.regeneration import regenerate
-from transformers_jakiro.trainer import JakiroTrainer, JakiroTrainingArguments
+from transformers_jakiro.conversations import read_conversations
+from transformers_jakiro.pair import DRAFT, TARGET
+from transformers_jakiro.training.regeneration import regenerate
+from transformers_jakiro.training.trainer import JakiroTrainer, JakiroTrainingArguments
 
 LINEAR_LAYERS = ["fc", "qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
 
 
 @dataclass
 class ScriptArguments:
-    target: str = field(default=str(PAIR / "target"), metadata={"help": "Folder or Hub id of the target."})
-    draft: str = field(default=str(PAIR / "draft"), metadata={"help": "Folder or Hub id of its drafter."})
+    target: str = field(default=str(TARGET), metadata={"help": "Folder or Hub id of the target."})
+    draft: str = field(default=str(DRAFT), metadata={"help": "Folder or Hub id of its drafter."})
     data: str | None = field(default=None, metadata={"help": "Prompts: JSON lines or Hub id; sums in words."})
     num_rows: int = field(default=300, metadata={"help": "Prompts to use."})
     num_eval_rows: int = field(default=30, metadata={"help": "Of these, how many to hold out."})

@@ -25,16 +25,16 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
-from transformers_jakiro.benchmark import run_bench
-from transformers_jakiro.demo import PAIR
-from transformers_jakiro.tune import run_tune
+from transformers_jakiro.measuring.benchmark import run_bench
+from transformers_jakiro.measuring.tune import run_tune
+from transformers_jakiro.pair import DRAFT, PROMPTS, TARGET
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prompts", nargs="*", help="JSON lines with id, task, turns or prompt (some that ship)")
-    parser.add_argument("--target", default=str(PAIR / "target"), help="folder or Hub id (the one that ships)")
-    parser.add_argument("--draft", default=str(PAIR / "draft"), help="its drafter: folder or Hub id")
+    parser.add_argument("--target", default=str(TARGET), help="folder or Hub id (the one that ships)")
+    parser.add_argument("--draft", default=str(DRAFT), help="its drafter: folder or Hub id")
     parser.add_argument("--output", type=Path, default=Path("bench"), help="folder for the drafter and the report")
     parser.add_argument("--dtype", default="float32", help="precision of both models (float32)")
     parser.add_argument("--temperature", type=float, nargs="+", default=[0.0, 1.0], help="0 is greedy (0 1)")
@@ -43,7 +43,7 @@ def main():
     parser.add_argument("--batch-size", type=int, nargs="+", default=[1], help="to tune for; measured is the first")
     args = parser.parse_args()
     settings = {
-        "files": args.prompts or [str(PAIR / "prompts.jsonl")],
+        "files": args.prompts or [str(PROMPTS)],
         "target": args.target,
         "temperature": args.temperature,
         "limit": args.limit,

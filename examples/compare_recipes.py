@@ -19,7 +19,7 @@ After the training each drafter is
 - evaluated on the held-out rows: accuracies, and the tokens per target forward that its trees can expect;
 - used: it answers the prompts at temperature 0 and 1 with trees of 59 nodes and 7 levels (10 children per node, unless
   `tree` says otherwise), one at a time. tau is the number of tokens per target forward (see
-  `transformers_jakiro.benchmark`), of each task over all of its prompts, then the mean of the tasks.
+  `transformers_jakiro.measuring.benchmark`), of each task over all of its prompts, then the mean of the tasks.
 
 `DIR/results.json` (all figures, with their provenance), `DIR/results.md` (the table) and `DIR/results.png` are written
 after each recipe. Stopped and run again, it goes on with the last checkpoint of the unfinished recipe.
@@ -46,13 +46,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 from transformers_jakiro import JakiroDraftModel
-from transformers_jakiro.benchmark import Benchmark, accept_lengths, provenance, read_prompts, tokens_per_forward
-from transformers_jakiro.data import prepare_dataset
-from transformers_jakiro.features import FeatureDataset
 from transformers_jakiro.files import write_json
-from transformers_jakiro.tasks import Prompt
-from transformers_jakiro.train import main as train
-from transformers_jakiro.train import parse, read_data
+from transformers_jakiro.measuring.acceptance import accept_lengths, tokens_per_forward
+from transformers_jakiro.measuring.benchmark import Benchmark, provenance
+from transformers_jakiro.measuring.prompts import Prompt, read_prompts
+from transformers_jakiro.training.command import main as train
+from transformers_jakiro.training.command import parse, read_data
+from transformers_jakiro.training.data import prepare_dataset
+from transformers_jakiro.training.features import FeatureDataset
 
 CONTROL = "control"
 TEMPERATURES = (0.0, 1.0)

@@ -27,17 +27,17 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from transformers_jakiro import JakiroDraftModel
-from transformers_jakiro.conversion import convert_original, export_original
-from transformers_jakiro.demo import PAIR
-from transformers_jakiro.publishing import write_repository
-from transformers_jakiro.summary import tokens_per_forward
+from transformers_jakiro.hub.conversion import convert_original, export_original
+from transformers_jakiro.hub.publishing import write_repository
+from transformers_jakiro.measuring.acceptance import tokens_per_forward
+from transformers_jakiro.pair import DRAFT, TARGET
 
 QUESTION = "A pen costs 3 dollars and a book costs 4 times as much. How much do 2 pens and 3 books cost?"
 
 
 def original_checkpoint(folder: Path) -> Path:
     """The drafter that ships in the original layout, which knows no multipliers and no final norm."""
-    draft = JakiroDraftModel.from_pretrained(PAIR / "draft", dtype=torch.float32)
+    draft = JakiroDraftModel.from_pretrained(DRAFT, dtype=torch.float32)
     draft.fold_multipliers()
     draft.norm, draft.config.final_norm = torch.nn.Identity(), False  # it drafts worse without
     return export_original(draft, folder)
@@ -46,7 +46,7 @@ def original_checkpoint(folder: Path) -> Path:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", help="folder or Hub id in an original layout (made from the pair that ships)")
-    parser.add_argument("--target", default=str(PAIR / "target"), help="folder or Hub id (the one that ships)")
+    parser.add_argument("--target", default=str(TARGET), help="folder or Hub id (the one that ships)")
     parser.add_argument("--target-id", help="Hub id that the target has, if --target is a folder")
     parser.add_argument("--output", type=Path, default=Path("drafter-repository"), help="folder to write")
     parser.add_argument("--repo-id", help="Hub id to push it to (nothing is pushed)")
@@ -60,7 +60,7 @@ def main():
         converted = convert_original(checkpoint, Path(temporary) / "converted", target=args.target)
         draft = JakiroDraftModel.from_pretrained(converted)
     # what the card and the config call the target must mean something to others
-    target_id = args.target_id or ("gsm8k-3.6m" if args.target == str(PAIR / "target") else args.target)
+    target_id = args.target_id or ("gsm8k-3.6m" if args.target == str(TARGET) else args.target)
     publication = {
         "target": target_id,
         "license": args.license,

@@ -23,8 +23,8 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, TextStreamer, set_seed
 
 import transformers_jakiro  # noqa: F401  registers the drafter with AutoModel and `generate`
-from transformers_jakiro.demo import PAIR
-from transformers_jakiro.summary import tokens_per_forward
+from transformers_jakiro.measuring.acceptance import tokens_per_forward
+from transformers_jakiro.pair import DRAFT, TARGET
 
 QUESTION = "A pen costs 3 dollars and a book costs 4 times as much. How much do 2 pens and 3 books cost?"
 
@@ -32,8 +32,8 @@ QUESTION = "A pen costs 3 dollars and a book costs 4 times as much. How much do 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prompts", nargs="*", default=[QUESTION], metavar="PROMPT", help="what to ask")
-    parser.add_argument("--target", default=str(PAIR / "target"), help="folder or Hub id (the one that ships)")
-    parser.add_argument("--draft", default=str(PAIR / "draft"), help="its drafter: folder or Hub id")
+    parser.add_argument("--target", default=str(TARGET), help="folder or Hub id (the one that ships)")
+    parser.add_argument("--draft", default=str(DRAFT), help="its drafter: folder or Hub id")
     parser.add_argument("--dtype", default="float32", help="precision of both models (float32)")
     parser.add_argument("--device-map", help='where the target goes, for example "auto" (CPU)')
     parser.add_argument("--attn-implementation", choices=("eager", "sdpa", "flex_attention"), help="of the target")

@@ -28,7 +28,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, set_seed
 
 import transformers_jakiro  # noqa: F401  registers the drafter with AutoModel and `generate`
-from transformers_jakiro.demo import PAIR
+from transformers_jakiro.pair import DRAFT, PROMPTS, TARGET
 
 
 def read_prompts(path: Path) -> list[tuple[str, list[dict[str, str]]]]:
@@ -52,10 +52,10 @@ def read_answered(path: Path) -> set[str]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("prompts", nargs="?", type=Path, default=PAIR / "prompts.jsonl", help="file to read")
+    parser.add_argument("prompts", nargs="?", type=Path, default=PROMPTS, help="file to read")
     parser.add_argument("answers", nargs="?", type=Path, default=Path("answers.jsonl"), help="file to write")
-    parser.add_argument("--target", default=str(PAIR / "target"), help="folder or Hub id (the one that ships)")
-    parser.add_argument("--draft", default=str(PAIR / "draft"), help='its drafter, or "none" for plain generate')
+    parser.add_argument("--target", default=str(TARGET), help="folder or Hub id (the one that ships)")
+    parser.add_argument("--draft", default=str(DRAFT), help='its drafter, or "none" for plain generate')
     parser.add_argument("--dtype", default="float32", help="precision of both models (float32)")
     parser.add_argument("--device-map", help='where the target goes, for example "auto" (CPU)')
     parser.add_argument("--batch-size", type=int, default=4, help="prompts answered together (4)")

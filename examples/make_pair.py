@@ -67,10 +67,10 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
-from transformers_jakiro.data import read_conversations
-from transformers_jakiro.initialization import new_drafter
-from transformers_jakiro.regeneration import regenerate
-from transformers_jakiro.trainer import JakiroTrainer, JakiroTrainingArguments
+from transformers_jakiro.conversations import read_conversations
+from transformers_jakiro.training.initialization import new_drafter
+from transformers_jakiro.training.regeneration import regenerate
+from transformers_jakiro.training.trainer import JakiroTrainer, JakiroTrainingArguments
 
 logger = logging.getLogger("make_pair")
 

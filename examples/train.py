@@ -33,7 +33,7 @@ recommends learns faster. The target takes 14 GB of each GPU in bfloat16; the re
 `--draft_vocab_size 32768`). Store hidden states (`jakiro features`) where there is disk: 8 GB per million tokens.
 """
 
-from transformers_jakiro.train import main
+from transformers_jakiro.training.command import main
 
 if __name__ == "__main__":
     main()

@@ -31,16 +31,18 @@ from torch.utils.data import Subset
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 from word_problems import make_problems
 
-from transformers_jakiro.data import prepare_dataset, read_conversations
-from transformers_jakiro.demo import PAIR, run_demo
-from transformers_jakiro.features import write_features
-from transformers_jakiro.regeneration import regenerate
-from transformers_jakiro.trainer import JakiroTrainer, JakiroTrainingArguments
+from transformers_jakiro.apps.demo import run_demo
+from transformers_jakiro.conversations import read_conversations
+from transformers_jakiro.pair import TARGET
+from transformers_jakiro.training.data import prepare_dataset
+from transformers_jakiro.training.features import write_features
+from transformers_jakiro.training.regeneration import regenerate
+from transformers_jakiro.training.trainer import JakiroTrainer, JakiroTrainingArguments
 
 
 @dataclass
 class ScriptArguments:
-    target: str = field(default=str(PAIR / "target"), metadata={"help": "Folder or Hub id of the target."})
+    target: str = field(default=str(TARGET), metadata={"help": "Folder or Hub id of the target."})
     data: str | None = field(default=None, metadata={"help": "Prompts: JSON lines or Hub id; sums in words."})
     num_rows: int = field(default=600, metadata={"help": "Prompts to use."})
     num_eval_rows: int = field(default=30, metadata={"help": "Of these, how many to hold out."})

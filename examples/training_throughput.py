@@ -44,13 +44,14 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
 
 from transformers_jakiro import JakiroDraftConfig, JakiroDraftModel
-from transformers_jakiro.benchmark import synchronize
-from transformers_jakiro.data import JakiroDataCollator, prepare_dataset, read_conversations
-from transformers_jakiro.features import FeatureDataset, write_features
-from transformers_jakiro.modeling_jakiro import JakiroExperts
-from transformers_jakiro.objective import DraftingObjective
-from transformers_jakiro.target import Target
-from transformers_jakiro.trainer import JakiroTrainer, JakiroTrainingArguments
+from transformers_jakiro.conversations import read_conversations
+from transformers_jakiro.core.modeling_jakiro import JakiroExperts
+from transformers_jakiro.core.target import Target
+from transformers_jakiro.measuring.profiling import synchronize
+from transformers_jakiro.training.data import JakiroDataCollator, prepare_dataset
+from transformers_jakiro.training.features import FeatureDataset, write_features
+from transformers_jakiro.training.objective import DraftingObjective
+from transformers_jakiro.training.trainer import JakiroTrainer, JakiroTrainingArguments
 
 # the published values
 LEARNING_RATE, BETAS, WEIGHT_DECAY, MAX_GRAD_VALUE = 9e-5, (0.9, 0.95), 1e-3, 0.5

@@ -27,8 +27,8 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 
 from transformers_jakiro import JakiroDraftModel
-from transformers_jakiro.demo import PAIR
-from transformers_jakiro.publishing import TAGS, TEMPLATE, drafter_card, read_results
+from transformers_jakiro.hub.publishing import TAGS, TEMPLATE, drafter_card, read_results
+from transformers_jakiro.pair import DRAFT
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent / "examples"
@@ -74,7 +74,7 @@ SCHEDULES = {
 
 
 def pair_card() -> ModelCard:
-    draft = JakiroDraftModel.from_pretrained(PAIR / "draft")
+    draft = JakiroDraftModel.from_pretrained(DRAFT)
     return drafter_card(
         draft.config,
         "gsm8k-3.6m-jakiro",

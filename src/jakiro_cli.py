@@ -66,7 +66,7 @@ def add_convert(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
 
     def run(args: argparse.Namespace) -> None:
         from transformers_jakiro import JakiroDraftModel
-        from transformers_jakiro.conversion import convert_original, export_original
+        from transformers_jakiro.hub.conversion import convert_original, export_original
 
         if args.to == "original":
             if args.target is not None:
@@ -98,7 +98,7 @@ def add_demo(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--show-tree", action="store_true", help="draw the tree of each answer's best step")
 
     def run(args: argparse.Namespace) -> None:
-        from transformers_jakiro.demo import run_demo
+        from transformers_jakiro.apps.demo import run_demo
 
         run_demo(
             args.prompts,
@@ -141,7 +141,7 @@ def add_chat(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--no-draft", action="store_true", help="plain generate, to compare")
 
     def run(args: argparse.Namespace) -> None:
-        from transformers_jakiro.chat import run_chat
+        from transformers_jakiro.apps.chat import run_chat
 
         run_chat(**_arguments(args))
 
@@ -161,7 +161,7 @@ def add_ui(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     parser.add_argument("--port", type=int, metavar="N", help="port to listen on (7860, or the next free one)")
 
     def run(args: argparse.Namespace) -> None:
-        from transformers_jakiro.ui import run_ui
+        from transformers_jakiro.apps.ui import run_ui
 
         run_ui(**_arguments(args))
 
@@ -238,7 +238,7 @@ def add_bench(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
 
     def run(args: argparse.Namespace) -> None:
-        from transformers_jakiro.benchmark import run_bench
+        from transformers_jakiro.measuring.benchmark import run_bench
 
         run_bench(**_arguments(args))
 
@@ -276,7 +276,7 @@ def add_tune(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--report", metavar="JSON", help="file for all figures (none)")
 
     def run(args: argparse.Namespace) -> None:
-        from transformers_jakiro.tune import run_tune
+        from transformers_jakiro.measuring.tune import run_tune
 
         run_tune(**_arguments(args))
 
@@ -306,7 +306,7 @@ def add_features(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument("--num-samples", type=int, metavar="N", help="conversations to take (all)")
 
     def run(args: argparse.Namespace) -> None:
-        from transformers_jakiro.features import run_features
+        from transformers_jakiro.training.features import run_features
 
         run_features(**_arguments(args))
 
@@ -332,7 +332,7 @@ def add_regenerate(subparsers: "argparse._SubParsersAction[argparse.ArgumentPars
     parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of the target (auto)")
 
     def run(args: argparse.Namespace) -> None:
-        from transformers_jakiro.regeneration import run_regenerate
+        from transformers_jakiro.training.regeneration import run_regenerate
 
         run_regenerate(**_arguments(args))
 
@@ -373,7 +373,7 @@ def add_push(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
 
     def run(args: argparse.Namespace) -> None:
-        from transformers_jakiro.publishing import run_push
+        from transformers_jakiro.hub.publishing import run_push
 
         run_push(**_arguments(args))
 
@@ -388,7 +388,7 @@ def add_train(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]")
         if {"-h", "--help"} & set(args.rest):
             print(_train_help(parser.prog))
             return
-        from transformers_jakiro.train import main
+        from transformers_jakiro.training.command import main
 
         main(args.rest, prog=parser.prog)
 
@@ -409,8 +409,8 @@ def _train_help(prog: str) -> str:
     spec = find_spec("transformers_jakiro")
     assert spec is not None
     assert spec.origin is not None
-    package = Path(spec.origin).parent
-    for file, name in (("train.py", "ScriptArguments"), ("trainer.py", "JakiroTrainingArguments")):
+    package = Path(spec.origin).parent / "training"
+    for file, name in (("command.py", "ScriptArguments"), ("trainer.py", "JakiroTrainingArguments")):
         group = parser.add_argument_group(name)
         module = ast.parse((package / file).read_text(encoding="utf-8"))
         (definition,) = (node for node in module.body if isinstance(node, ast.ClassDef) and node.name == name)
@@ -465,7 +465,7 @@ def add_serve(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
     def run(args: argparse.Namespace) -> None:
         try:
-            from transformers_jakiro.serving import run_serve
+            from transformers_jakiro.apps.serving import run_serve
 
             run_serve(**_arguments(args))
         except KeyboardInterrupt:  # the way to end it

@@ -26,12 +26,12 @@ from transformers_jakiro import (
     JakiroCandidateGenerator,
     JakiroDraftConfig,
     JakiroDraftModel,
-    generation,
     install_generation_hook,
     jakiro_generate,
     remove_generation_hook,
 )
-from transformers_jakiro.tree import DraftTree
+from transformers_jakiro.core import generation
+from transformers_jakiro.core.tree import DraftTree
 
 # the key/value cache's name in arguments and outputs, which transformers 5.24 changed
 (CACHE,) = {"cache", "past_key_values"} & {field.name for field in fields(GenerateDecoderOnlyOutput)}
@@ -345,7 +345,7 @@ def compare(
             ours = run(assistant_model=draft)
         check_output(plain, ours, continuation)
         if len(continuation) >= 8:
-            assert ours.num_verified_tokens >= len(continuation) // 3, "hardly anything was accepted"
+            assert ours.num_accepted_tokens >= len(continuation) // 3, "hardly anything was accepted"
         assert ours.num_drafted_tokens == sum(tree.num_nodes - 1 for tree in trees)
     if logits:
         with knowing_drafter(continuation, seed=1, keep_drafted=False):
@@ -385,7 +385,7 @@ def check_output(plain: Any, ours: Any, continuation: Sequence[int]) -> None:
     (accept_lengths,) = ours.accept_lengths
     # the prompt's forward gives one token, each later one one more than it accepts
     assert 1 + sum(length + 1 for length in accept_lengths) == len(continuation)
-    assert ours.num_verified_tokens == sum(accept_lengths) <= ours.num_drafted_tokens
+    assert ours.num_accepted_tokens == sum(accept_lengths) <= ours.num_drafted_tokens
 
 
 def scored_tree() -> DraftTree:

@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 from targets import VOCAB, compare, make_drafter, make_prompt, make_target, needs_adapter_methods
 from transformers import AutoModel, PreTrainedModel
 
-from transformers_jakiro import JakiroDraftModel, candidate_generator
-from transformers_jakiro.objective import DraftingObjective
-from transformers_jakiro.target import Target
-from transformers_jakiro.trainer import JakiroTrainer, JakiroTrainingArguments
+from transformers_jakiro import JakiroDraftModel
+from transformers_jakiro.core import candidate_generator
+from transformers_jakiro.core.target import Target
+from transformers_jakiro.training.objective import DraftingObjective
+from transformers_jakiro.training.trainer import JakiroTrainer, JakiroTrainingArguments
 
 pytestmark = pytest.mark.compat
 

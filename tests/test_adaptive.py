@@ -9,9 +9,10 @@ import pytest
 import torch
 from targets import compare, make_drafter, make_prompt, make_target, scored_tree
 
-from transformers_jakiro import JakiroCandidateGenerator, adaptive, generation
-from transformers_jakiro.adaptive import AdaptiveSchedule
-from transformers_jakiro.tree import DraftTree
+from transformers_jakiro import JakiroCandidateGenerator
+from transformers_jakiro.core import adaptive, generation
+from transformers_jakiro.core.adaptive import AdaptiveSchedule
+from transformers_jakiro.core.tree import DraftTree
 
 ADAPTIVE = {"num_assistant_tokens_schedule": "heuristic"}
 

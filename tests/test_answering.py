@@ -9,9 +9,11 @@ import torch
 from transformers import set_seed
 
 from transformers_jakiro import StepStreamer
-from transformers_jakiro.answering import PAIR, Pair, StepTextStreamer, encode_conversation, shipped_prompts
+from transformers_jakiro.apps.answering import Pair, StepTextStreamer
+from transformers_jakiro.conversations import encode_conversation
+from transformers_jakiro.pair import TARGET, prompts
 
-ASK = [{"role": "user", "content": shipped_prompts()[1]}]
+ASK = [{"role": "user", "content": prompts()[1]}]
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +123,6 @@ def test_conversations_without_a_template_and_refused_ones(pair, monkeypatch):
 
 def test_models_that_are_no_pair():
     with pytest.raises(ValueError, match="belong together"):
-        Pair.load(target=str(PAIR / "target"))
+        Pair.load(target=str(TARGET))
     with pytest.raises(ValueError, match="must be a Jakiro drafter, got a LlamaModel"):
-        Pair.load(str(PAIR / "target"), str(PAIR / "target"))
+        Pair.load(str(TARGET), str(TARGET))

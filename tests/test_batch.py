@@ -18,10 +18,12 @@ from transformers import DynamicCache, MaxLengthCriteria, PreTrainedModel, Stopp
 from transformers.generation import PrefixConstrainedLogitsProcessor
 from transformers.generation.streamers import BaseStreamer
 
-from transformers_jakiro import JakiroCandidateGenerator, batch, coupling, generation
-from transformers_jakiro.coupling import BatchCoupling
-from transformers_jakiro.tree import DraftTree
-from transformers_jakiro.tree_forward import TreeForward
+from transformers_jakiro import JakiroCandidateGenerator
+from transformers_jakiro.core import batch, generation
+from transformers_jakiro.core import noise as coupling
+from transformers_jakiro.core.noise import BatchCoupling
+from transformers_jakiro.core.tree import DraftTree
+from transformers_jakiro.core.tree_forward import TreeForward
 
 pytestmark = pytest.mark.compat
 
@@ -115,7 +117,7 @@ def compare(
         output, _ = run(assistant_model=draft, return_dict_in_generate=True)
     assert output.sequences.tolist() == plain.tolist()
     assert len(output.accept_lengths) == len(plain)
-    assert sum(map(sum, output.accept_lengths)) == output.num_verified_tokens
+    assert sum(map(sum, output.accept_lengths)) == output.num_accepted_tokens
     return output
 
 

@@ -8,7 +8,7 @@ import pytest
 from targets import make_drafter, make_prompt, make_target
 
 from transformers_jakiro import JakiroCandidateGenerator, JakiroDraftConfig, JakiroDraftModel
-from transformers_jakiro.candidate_generator import TreeShape
+from transformers_jakiro.core.tree import TreeShape
 
 SMALL = {"tree_depth": 2, "tree_width": 2, "tree_top_k": 3, "num_draft_tokens": 4}
 TINY = {**SMALL, "num_draft_tokens": 1}

@@ -17,13 +17,16 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 import jakiro_cli
 from jakiro_cli import main
-from transformers_jakiro import benchmark, report
-from transformers_jakiro.benchmark import Benchmark, make_methods, provenance, run_bench, trim_rows
-from transformers_jakiro.candidate_generator import TreeShape
-from transformers_jakiro.demo import PAIR
-from transformers_jakiro.journal import Journal
-from transformers_jakiro.profiling import TIMED_METHODS, ForwardTimer, StepRecorder, calls_of, parts_of
-from transformers_jakiro.summary import (
+from transformers_jakiro.core.tree import DraftTree, TreeShape
+from transformers_jakiro.core.tree_forward import TreeForward
+from transformers_jakiro.core.versions import minor_version
+from transformers_jakiro.measuring import benchmark, report
+from transformers_jakiro.measuring.acceptance import tokens_per_forward
+from transformers_jakiro.measuring.benchmark import Benchmark, make_methods, provenance, run_bench, trim_rows
+from transformers_jakiro.measuring.journal import Journal
+from transformers_jakiro.measuring.profiling import TIMED_METHODS, ForwardTimer, StepRecorder, calls_of, parts_of
+from transformers_jakiro.measuring.prompts import SHIPPED, Prompt, gather_prompts, in_batches, read_prompts
+from transformers_jakiro.measuring.summary import (
     PARTS,
     Profile,
     PromptRecord,
@@ -32,12 +35,8 @@ from transformers_jakiro.summary import (
     ceiling,
     speed_up,
     summarize,
-    tokens_per_forward,
 )
-from transformers_jakiro.tasks import SHIPPED, Prompt, gather_prompts, in_batches, read_prompts
-from transformers_jakiro.tree import DraftTree
-from transformers_jakiro.tree_forward import TreeForward
-from transformers_jakiro.versions import minor_version
+from transformers_jakiro.pair import DRAFT, TARGET
 
 CHEAP = ["plain", "jakiro", "chain", "prompt_lookup"]
 
@@ -216,11 +215,11 @@ def test_batches_of_prompts():
 @pytest.fixture(scope="module")
 def pair():
     load = {"dtype": torch.float32}
-    target = AutoModelForCausalLM.from_pretrained(PAIR / "target", **load).eval()
+    target = AutoModelForCausalLM.from_pretrained(TARGET, **load).eval()
     return (
         target,
-        AutoModel.from_pretrained(PAIR / "draft", **load).eval(),
-        AutoTokenizer.from_pretrained(PAIR / "target"),
+        AutoModel.from_pretrained(DRAFT, **load).eval(),
+        AutoTokenizer.from_pretrained(TARGET),
     )
 
 
@@ -339,7 +338,7 @@ def test_methods_that_cannot_run_are_named(pair, monkeypatch):
     (reason,) = bench.warm_up([prompts]).values()
     assert reason.startswith("Could not find `num_mtp_layers`")
     assert [method.name for method in bench.methods] == ["plain", "jakiro"]
-    monkeypatch.setattr(benchmark._compat, "check_cache", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(benchmark.compat, "check_cache", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         bench.warm_up([prompts])
 
@@ -348,7 +347,7 @@ def test_methods_that_cannot_run_are_named(pair, monkeypatch):
 
 
 def bench_arguments(folder: Path, prompts: Path, *more: str) -> list[str]:
-    models = ["--target", str(PAIR / "target"), "--draft", str(PAIR / "draft"), "--dtype", "float32"]
+    models = ["--target", str(TARGET), "--draft", str(DRAFT), "--dtype", "float32"]
     return ["bench", str(prompts), *models, "--max-new-tokens", "10", "--output", str(folder), *more]
 
 
@@ -366,7 +365,7 @@ def prompts(tmp_path_factory) -> Path:
 def results(tmp_path_factory, prompts) -> Path:
     """What the command writes: two prompts, two temperatures, trees of two sizes, all cheap methods."""
     folder = tmp_path_factory.mktemp("bench")
-    options = ["--control", str(PAIR / "draft"), "--assistant-early-exit", "2", "--num-assistant-tokens", "4", "8"]
+    options = ["--control", str(DRAFT), "--assistant-early-exit", "2", "--num-assistant-tokens", "4", "8"]
     assert main(bench_arguments(folder, prompts, "--temperature", "0", "1", *options)) == 0
     return folder
 
@@ -423,7 +422,7 @@ def complaints(value, schema, place="results") -> list[str]:
 
 
 def test_json_schema(results):
-    schema = json.loads((Path(report.__file__).parent / "bench" / "results.schema.json").read_text())
+    schema = json.loads((Path(report.__file__).with_name("results.schema.json")).read_text())
     payload = json.loads((results / "results.json").read_text())
     assert payload["schema_version"] == report.SCHEMA_VERSION == schema["properties"]["schema_version"]["const"]
     assert complaints(payload, schema) == []
@@ -506,7 +505,7 @@ def test_batches_from_end_to_end(tmp_path, pair, capsys):
         )
     )
     refused = ["prompt_lookup", "early_exit", "mtp"]
-    options = ["--batch-size", "2", "--control", str(PAIR / "draft"), "--assistant-early-exit", "2", "--methods"]
+    options = ["--batch-size", "2", "--control", str(DRAFT), "--assistant-early-exit", "2", "--methods"]
     able = ["plain", "jakiro", "published", "adaptive", "chain", "eagle2"]
     arguments = [*bench_arguments(folder, file), "--max-new-tokens", "60", *options, *able, *refused]
     assert main(arguments) == 0
@@ -515,7 +514,7 @@ def test_batches_from_end_to_end(tmp_path, pair, capsys):
     assert "batches of 2 prompts, the first turn of each, 60 new tokens at most" in out
     assert "cannot run for this target with batches of 2: " in out
     payload = json.loads((folder / "results.json").read_text())
-    schema = json.loads((Path(report.__file__).parent / "bench" / "results.schema.json").read_text())
+    schema = json.loads((Path(report.__file__).with_name("results.schema.json")).read_text())
     assert complaints(payload, schema) == []
     assert [method["name"] for method in payload["methods"] if method["skipped"]] == refused
     assert payload["provenance"]["arguments"]["batch_size"] == 2
@@ -558,8 +557,8 @@ def test_ended_rows_leave_the_measured_batch(pair, monkeypatch):
 def test_rows_that_differ_in_half_precision(pair, monkeypatch):
     """Each is looked at by itself, without its padding."""
     tokenizer = pair[2]
-    target = AutoModelForCausalLM.from_pretrained(PAIR / "target", dtype=torch.bfloat16).eval()
-    bench = Benchmark(target, AutoModel.from_pretrained(PAIR / "draft", dtype=torch.bfloat16), tokenizer, 8)
+    target = AutoModelForCausalLM.from_pretrained(TARGET, dtype=torch.bfloat16).eval()
+    bench = Benchmark(target, AutoModel.from_pretrained(DRAFT, dtype=torch.bfloat16), tokenizer, 8)
     original, lengths = Benchmark.answer, []
 
     def another_last_token(self, method, *args):
@@ -633,8 +632,8 @@ def test_deepened_and_without_plots(tmp_path, prompts, monkeypatch):
     stream, folder = io.StringIO(), tmp_path / "out"
     payload = run_bench(
         [str(prompts)],
-        target=str(PAIR / "target"),
-        draft=str(PAIR / "draft"),
+        target=str(TARGET),
+        draft=str(DRAFT),
         methods=["jakiro"],
         limit=1,
         profile=0,

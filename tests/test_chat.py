@@ -17,9 +17,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from jakiro_cli import main
-from transformers_jakiro.answering import PAIR, shipped_prompts
+from transformers_jakiro.pair import DRAFT, TARGET, prompts
 
-QUESTION = shipped_prompts()[1]
+QUESTION = prompts()[1]
 FIGURES = re.compile(r"(\d+) tokens in [\d.]+s \([\d.]+ tok/s\)(?:, ([\d.]+) tokens per target forward)?(?:, (.+))?")
 
 
@@ -39,8 +39,8 @@ def chat(monkeypatch, capsys):
 
 def plain_answers(questions, system=(), **settings):
     """What plain `generate` answers in a conversation."""
-    tokenizer = AutoTokenizer.from_pretrained(PAIR / "target")
-    target = AutoModelForCausalLM.from_pretrained(PAIR / "target", dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(TARGET)
+    target = AutoModelForCausalLM.from_pretrained(TARGET, dtype=torch.float32).eval()
     messages, answers = list(system), []
     for question in questions:
         messages.append({"role": "user", "content": question})
@@ -109,12 +109,10 @@ def test_settings(chat):
 
 
 def test_without_a_chat_template(chat, tmp_path):
-    for path in (PAIR / "target").iterdir():
+    for path in (TARGET).iterdir():
         if path.name != "chat_template.jinja":
             (tmp_path / path.name).symlink_to(path)
-    text, figures = chat(
-        ["Tom has 3"], "--target", str(tmp_path), "--draft", str(PAIR / "draft"), "--max-new-tokens", "8"
-    )
+    text, figures = chat(["Tom has 3"], "--target", str(tmp_path), "--draft", str(DRAFT), "--max-new-tokens", "8")
     assert text.startswith("The tokenizer has no chat template: ")
     assert len(figures) == 1
 

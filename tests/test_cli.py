@@ -11,9 +11,9 @@ from conftest import make_original, write_original
 from safetensors.torch import load_file
 
 from jakiro_cli import main
-from transformers_jakiro.demo import PAIR
-from transformers_jakiro.features import FeatureDataset
-from transformers_jakiro.modeling_jakiro import JakiroDraftModel
+from transformers_jakiro.core.modeling_jakiro import JakiroDraftModel
+from transformers_jakiro.pair import TARGET
+from transformers_jakiro.training.features import FeatureDataset
 
 
 def test_convert(tmp_path, capsys, target_config):
@@ -45,7 +45,7 @@ def test_regenerate_then_features(tmp_path, capsys):
     data, answers, store = tmp_path / "data.jsonl", tmp_path / "answers.jsonl", tmp_path / "features"
     rows = [{"messages": [{"role": "user", "content": f"How much is {n} + 1?"}], "id": n} for n in range(5)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pair = ["--target", str(PAIR / "target"), "--dtype", "float32", "--batch-size", "2"]
+    pair = ["--target", str(TARGET), "--dtype", "float32", "--batch-size", "2"]
 
     arguments = [*pair, "--data", str(data), "--output", str(answers), "--num-samples", "4", "--max-new-tokens", "12"]
     assert main(["regenerate", *arguments]) == 0
@@ -93,7 +93,7 @@ def test_other_errors_are_not_hidden(tmp_path, monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("transformers_jakiro.conversion.convert_original", broken)
+    monkeypatch.setattr("transformers_jakiro.hub.conversion.convert_original", broken)
     with pytest.raises(RuntimeError, match=r"a bug"):
         main(["convert", "a", "b"])
 

@@ -10,17 +10,17 @@ from conftest import HIDDEN, INNER, VOCAB, make_original, write_original
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
-from transformers_jakiro import conversion
-from transformers_jakiro.checkpoint import WEIGHTS_FILES
-from transformers_jakiro.configuration_jakiro import JakiroDraftConfig
-from transformers_jakiro.conversion import (
+from transformers_jakiro.core.configuration_jakiro import JakiroDraftConfig
+from transformers_jakiro.core.modeling_jakiro import JakiroDraftModel
+from transformers_jakiro.hub import conversion
+from transformers_jakiro.hub.conversion import (
     convert_original,
     export_original,
     jakiro_state_dict_to_original,
     load_original,
     original_state_dict_to_jakiro,
 )
-from transformers_jakiro.modeling_jakiro import JakiroDraftModel
+from transformers_jakiro.hub.reading import WEIGHTS_FILES
 
 # the largest difference of float32 sums taken in another order; features are of order 1
 TOLERANCE = {"atol": 1e-5, "rtol": 0}

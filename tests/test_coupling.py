@@ -19,11 +19,12 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
-import transformers_jakiro.coupling
+import transformers_jakiro.core.noise
 from transformers_jakiro import JakiroCandidateGenerator, JakiroDraftModel
-from transformers_jakiro.benchmark import read_prompts, tokens_per_forward
-from transformers_jakiro.coupling import SamplingCoupling, _exponential, can_couple
-from transformers_jakiro.demo import PAIR
+from transformers_jakiro.core.noise import SamplingCoupling, _exponential, can_couple
+from transformers_jakiro.measuring.acceptance import tokens_per_forward
+from transformers_jakiro.measuring.prompts import read_prompts
+from transformers_jakiro.pair import DRAFT, PROMPTS, TARGET
 
 CPU = torch.device("cpu")
 
@@ -65,7 +66,7 @@ def test_what_is_known_is_not_drawn_again():
     coupling.noise(5)
     for _ in range(2):
         sample(torch.zeros(1, 50))
-    with mock.patch.object(transformers_jakiro.coupling, "_exponential", wraps=_exponential) as drawn:
+    with mock.patch.object(transformers_jakiro.core.noise, "_exponential", wraps=_exponential) as drawn:
         coupling.noise(5)
     assert drawn.call_count == 2
 
@@ -165,9 +166,9 @@ def test_other_ways_of_sampling_are_found_out():
 
 def test_sampling_is_accepted_nearly_as_well_as_greedy_decoding():
     """The pair that ships, at temperature 1: same text as plain `generate`, many more tokens per forward."""
-    tokenizer = AutoTokenizer.from_pretrained(PAIR / "target")
-    target = AutoModelForCausalLM.from_pretrained(PAIR / "target", dtype=torch.float32)
-    draft = JakiroDraftModel.from_pretrained(PAIR / "draft", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(TARGET)
+    target = AutoModelForCausalLM.from_pretrained(TARGET, dtype=torch.float32)
+    draft = JakiroDraftModel.from_pretrained(DRAFT, dtype=torch.float32)
 
     def answers(**kwargs) -> list:
         torch.manual_seed(1)
@@ -181,7 +182,7 @@ def test_sampling_is_accepted_nearly_as_well_as_greedy_decoding():
                 ),
                 **{"do_sample": True, "top_k": 0, "max_new_tokens": 80, "return_dict_in_generate": True, **kwargs},
             )
-            for _, _, (prompt,) in read_prompts(PAIR / "prompts.jsonl", 4)
+            for _, _, (prompt,) in read_prompts(PROMPTS, 4)
         ]
 
     plain, taus = answers(), {}

@@ -22,17 +22,17 @@ from transformers import (
 )
 
 import transformers_jakiro
-from transformers_jakiro.data import (
+from transformers_jakiro.conversations import read_conversations
+from transformers_jakiro.core.target import Target, check_packing
+from transformers_jakiro.training.data import (
     JakiroDataCollator,
     check_tokenizer,
     prepare_dataset,
-    read_conversations,
     tokenize_conversation,
 )
-from transformers_jakiro.losses import contrastive_parallel_loss
-from transformers_jakiro.objective import DraftingObjective
-from transformers_jakiro.packing import PackedDataset, best_fit_decreasing, check_packing, pack_rows
-from transformers_jakiro.target import Target
+from transformers_jakiro.training.losses import contrastive_parallel_loss
+from transformers_jakiro.training.objective import DraftingObjective
+from transformers_jakiro.training.packing import PackedDataset, best_fit_decreasing, pack_rows
 
 MARKED = (
     "bos {% for m in messages %}{{ m['role'] }} {% if m['role'] == 'assistant' %}"

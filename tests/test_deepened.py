@@ -6,7 +6,7 @@ import pytest
 import torch
 from targets import make_drafter, make_prompt, make_target
 
-from transformers_jakiro.deepened import deepen, layer_positions
+from transformers_jakiro.measuring.deepened import deepen, layer_positions
 
 
 def test_positions_are_spread_evenly():

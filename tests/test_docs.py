@@ -19,7 +19,8 @@ import pytest
 import torch
 
 import jakiro_cli
-from transformers_jakiro import JakiroDraftConfig, JakiroDraftModel, versions
+from transformers_jakiro import JakiroDraftConfig, JakiroDraftModel
+from transformers_jakiro.core import versions
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -112,7 +113,7 @@ def test_every_module_is_on_one_page_of_the_reference(site):
     ]
     assert sorted(shown) == MODULES, "each module is shown by one line `::: transformers_jakiro.MODULE` in docs/api"
     ids = set().union(*(page.ids for name, page in site.items() if name.startswith("api/")))
-    assert "transformers_jakiro.modeling_jakiro.JakiroDraftModel.from_pretrained" in ids
+    assert "transformers_jakiro.core.modeling_jakiro.JakiroDraftModel.from_pretrained" in ids
 
 
 def test_every_command_is_there(site):

@@ -12,10 +12,11 @@ import pytest
 import torch
 from targets import enlarge, make_drafter, make_prompt, make_target
 
-from transformers_jakiro import JakiroCandidateGenerator, generation
-from transformers_jakiro.candidate_generator import TreeShape
-from transformers_jakiro.coupling import SamplingCoupling
-from transformers_jakiro.draft_cache import DraftCache
+from transformers_jakiro import JakiroCandidateGenerator
+from transformers_jakiro.core import generation
+from transformers_jakiro.core.draft_cache import DraftCache
+from transformers_jakiro.core.noise import SamplingCoupling
+from transformers_jakiro.core.tree import TreeShape
 
 
 class Reference:

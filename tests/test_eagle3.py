@@ -17,12 +17,12 @@ from targets import CONTEXT, HIDDEN, SPECIAL, VOCAB, check_output, make_prompt, 
 from test_drafting import token_paths
 
 from transformers_jakiro import JakiroCandidateGenerator, JakiroDraftConfig, JakiroDraftModel
-from transformers_jakiro.candidate_generator import TreeShape
-from transformers_jakiro.conversion import convert_original, jakiro_state_dict_to_original, load_original
-from transformers_jakiro.draft_cache import DraftCache
-from transformers_jakiro.initialization import new_drafter, upcycle
-from transformers_jakiro.target import Target
-from transformers_jakiro.trainer import JakiroTrainer, JakiroTrainingArguments
+from transformers_jakiro.core.draft_cache import DraftCache
+from transformers_jakiro.core.target import Target
+from transformers_jakiro.core.tree import TreeShape
+from transformers_jakiro.hub.conversion import convert_original, jakiro_state_dict_to_original, load_original
+from transformers_jakiro.training.initialization import new_drafter, upcycle
+from transformers_jakiro.training.trainer import JakiroTrainer, JakiroTrainingArguments
 
 INNER, HEADS, KV_HEADS, HEAD_DIM, NUM_LAYERS, EPS, THETA = 40, 4, 2, 8, 8, 1e-5, 500.0
 DEFAULT_LAYERS = [2, 4, 5]  # 2, L // 2, L - 3
@@ -299,7 +299,7 @@ def test_what_it_learned_is_accepted(tmp_path):
         optimizer.step()
     output = target.generate(prompt, **options, assistant_model=draft, return_dict_in_generate=True)
     assert torch.equal(output.sequences, text)
-    assert output.num_verified_tokens >= 8
+    assert output.num_accepted_tokens >= 8
 
 
 # -- what is read off a checkpoint -----------------------------------------------------------------------------------

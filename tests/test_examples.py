@@ -16,12 +16,12 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from transformers_jakiro import JakiroDraftConfig, JakiroDraftModel
-from transformers_jakiro.conversion import export_original
-from transformers_jakiro.demo import PAIR
-from transformers_jakiro.features import write_features
-from transformers_jakiro.initialization import new_drafter
-from transformers_jakiro.train import parse
-from transformers_jakiro.trainer import JakiroTrainer
+from transformers_jakiro.hub.conversion import export_original
+from transformers_jakiro.pair import DRAFT, PROMPTS, TARGET
+from transformers_jakiro.training.command import parse
+from transformers_jakiro.training.features import write_features
+from transformers_jakiro.training.initialization import new_drafter
+from transformers_jakiro.training.trainer import JakiroTrainer
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 QUESTIONS = ("Ann has 3 apples.", "Bob runs 2 miles.", "A car costs 10 dollars.", "There are 4 cats.", "I buy 7 pens.")
@@ -81,7 +81,7 @@ def recipes(script, data, tmp_path):
     """The module, a function that compares the recipes, and a file of prompts of two tasks."""
     pytest.importorskip("matplotlib", reason="the chart of compare_recipes.py needs matplotlib")
     (tmp_path / "recipes.yaml").write_text(yaml.safe_dump(RECIPES))
-    lines = (PAIR / "prompts.jsonl").read_text(encoding="utf-8").splitlines()[:3]
+    lines = (PROMPTS).read_text(encoding="utf-8").splitlines()[:3]
     prompts = [json.loads(line)["prompt"] for line in lines]
     tasks = ("math", "math", "other")
     rows = [{"id": task, "task": task, "turns": [prompt]} for task, prompt in zip(tasks, prompts, strict=True)]
@@ -90,7 +90,7 @@ def recipes(script, data, tmp_path):
 
     def compare(output, *options, tokens=300, max_new_tokens=12):
         run(
-            *(tmp_path / "recipes.yaml", "--target", PAIR / "target", "--data", data, "--dtype", "float32"),
+            *(tmp_path / "recipes.yaml", "--target", TARGET, "--data", data, "--dtype", "float32"),
             *("--prompts", tmp_path / "prompts.jsonl", "--output", output, "--tokens", tokens),
             *("--max-new-tokens", max_new_tokens, *options),
         )
@@ -113,8 +113,8 @@ def test_compare_recipes(recipes, tmp_path, capsys):
     assert two["provenance"]["torch"] == torch.__version__
 
     # the figures are those of plain calls
-    target = AutoModelForCausalLM.from_pretrained(PAIR / "target", dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(PAIR / "target")
+    target = AutoModelForCausalLM.from_pretrained(TARGET, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(TARGET)
     draft = JakiroDraftModel.from_pretrained(output / "two")
     assert draft.config.tree_depth == 2
     draft.config.tree_depth = 7  # measured with the published tree
@@ -216,9 +216,9 @@ def test_compare_recipes_checks_first(recipes, tmp_path, monkeypatch, capsys):
 
 def test_mean_length_of_stored_features(script, data, tmp_path):
     module, _ = script("compare_recipes")
-    of_text = module.mean_length(str(PAIR / "target"), str(data), "train", 4, 40, False)
+    of_text = module.mean_length(str(TARGET), str(data), "train", 4, 40, False)
     rows = [{"input_ids": [5] * length, "loss_mask": [1] * length} for length in (3, 4, 9)]
-    target = AutoModelForCausalLM.from_pretrained(PAIR / "target")
+    target = AutoModelForCausalLM.from_pretrained(TARGET)
     write_features(target, rows, tmp_path / "features", progress=False)
     assert module.mean_length("unused", str(tmp_path / "features"), "train", 2, 40, False) == 3.5
     assert 10 < of_text <= 40
@@ -271,7 +271,7 @@ def test_shipped_recipes(script, tmp_path, name):
 def test_training_throughput(script, data, monkeypatch, capsys):
     module, run = script("training_throughput")
     monkeypatch.setattr(module, "in_own_process", lambda function, *arguments: function(*arguments))
-    options = ["--target", PAIR / "target", "--data", data, "--cpu", "--batch-size", 2, "--steps", 2, "--warmup", 1]
+    options = ["--target", TARGET, "--data", data, "--cpu", "--batch-size", 2, "--steps", 2, "--warmup", 1]
     run(*options, "--rounds", 2)
     text = capsys.readouterr().out
     plain, ours = map(float, re.search(r"plain (\S+), ours (\S+)", text).groups())
@@ -353,7 +353,7 @@ def test_adapt_lora(script, tmp_path, capsys):
     assert with_adapter == with_merged
     assert (adapter / "adapter_model.safetensors").is_file()
     assert not list(adapter.glob("model*"))
-    own, shipped = JakiroDraftModel.from_pretrained(merged), JakiroDraftModel.from_pretrained(PAIR / "draft")
+    own, shipped = JakiroDraftModel.from_pretrained(merged), JakiroDraftModel.from_pretrained(DRAFT)
     assert not torch.equal(own.fc.weight, shipped.fc.weight.float())
     assert torch.equal(own.norm.weight, shipped.norm.weight.float())  # no linear layer
 
@@ -365,7 +365,7 @@ def test_train_end_to_end(script, tmp_path, capsys):
     assert re.search(r"accuracy [\d.]+, acceptance length [\d.]+", text)
     assert "2/2" in text  # identical outputs
     draft = JakiroDraftModel.from_pretrained(tmp_path / "draft")
-    assert draft.config.target_name_or_path == str(PAIR / "target")
+    assert draft.config.target_name_or_path == str(TARGET)
     assert not list((tmp_path / "draft").glob("features*"))  # which a push would publish
     assert json.loads((tmp_path / "draft" / "training.json").read_text())["data"] == {
         "name": "sums in words",
@@ -383,7 +383,7 @@ def test_convert_and_publish(script, tmp_path, capsys):
     config = json.loads((tmp_path / "repository" / "config.json").read_text())
     assert (config["target_name_or_path"], config["final_norm"]) == ("gsm8k-3.6m", False)
     # a checkpoint and a target of one's own
-    draft = new_drafter(AutoModelForCausalLM.from_pretrained(PAIR / "target"), **PUBLISHED_SHAPE)
+    draft = new_drafter(AutoModelForCausalLM.from_pretrained(TARGET), **PUBLISHED_SHAPE)
     checkpoint = export_original(draft, tmp_path / "original")
     options = ["--checkpoint", checkpoint, "--target-id", "org/target", "--license", "mit"]
     run(*options, "--output", tmp_path / "other")
@@ -393,7 +393,7 @@ def test_convert_and_publish(script, tmp_path, capsys):
 def test_bench_and_tune(script, tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="the plots of `jakiro bench` need matplotlib")
     _, run = script("bench_and_tune")
-    prompts = (PAIR / "prompts.jsonl").read_text(encoding="utf-8").splitlines()[0]
+    prompts = (PROMPTS).read_text(encoding="utf-8").splitlines()[0]
     (tmp_path / "prompts.jsonl").write_text(prompts)
     options = ["--temperature", 0, "--max-new-tokens", 12]
     run(tmp_path / "prompts.jsonl", *options, "--output", tmp_path / "bench")

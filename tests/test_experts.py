@@ -4,10 +4,10 @@ import pytest
 import torch
 from targets import make_drafter, make_target
 
-from transformers_jakiro.losses import load_balancing_loss
-from transformers_jakiro.metrics import expert_load, expert_overlap
-from transformers_jakiro.objective import DraftingObjective
-from transformers_jakiro.target import Target
+from transformers_jakiro.core.target import Target
+from transformers_jakiro.training.losses import load_balancing_loss
+from transformers_jakiro.training.metrics import expert_load, expert_overlap
+from transformers_jakiro.training.objective import DraftingObjective
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import torch
 from targets import make_prompt, make_target
 
 from transformers_jakiro import JakiroCandidateGenerator, JakiroDraftConfig, JakiroDraftModel
-from transformers_jakiro.features import write_features
-from transformers_jakiro.initialization import new_drafter
-from transformers_jakiro.objective import DraftingObjective
-from transformers_jakiro.target import Target
+from transformers_jakiro.core.target import Target
+from transformers_jakiro.training.features import write_features
+from transformers_jakiro.training.initialization import new_drafter
+from transformers_jakiro.training.objective import DraftingObjective
 
 pytestmark = pytest.mark.compat
 

@@ -14,10 +14,10 @@ from targets import HIDDEN, VOCAB, make_target
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from transformers_jakiro import features as features_module
-from transformers_jakiro.data import JakiroDataCollator
-from transformers_jakiro.features import FeatureDataset, write_features
-from transformers_jakiro.target import Target
+from transformers_jakiro.core.target import Target
+from transformers_jakiro.training import features as features_module
+from transformers_jakiro.training.data import JakiroDataCollator
+from transformers_jakiro.training.features import FeatureDataset, write_features
 
 LENGTHS = (5, 9, 3, 7, 8, 20, 11)
 SHARD_SIZE = 5200  # 39 tokens: two shards of two batches of two rows

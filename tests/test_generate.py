@@ -161,7 +161,7 @@ def test_processors_are_called_as_by_plain_generate(do_sample, knows):
     assert torch.equal(output.sequences, sequences)
     assert ours.calls == plain.calls
     assert len(plain.calls) == 16
-    assert (output.num_verified_tokens > 4) == knows
+    assert (output.num_accepted_tokens > 4) == knows
 
 
 # -- stopping criteria -----------------------------------------------------------------------------------------------
@@ -364,7 +364,7 @@ def test_records(architecture, window, do_sample, padding):
         ours = target.generate(ids, assistant_model=make_drafter(target), **kwargs)
     assert isinstance(ours, JakiroGenerateOutput)
     assert torch.equal(ours.sequences, plain.sequences)
-    assert ours.num_verified_tokens > 4
+    assert ours.num_accepted_tokens > 4
     for name in ("scores", "logits", "hidden_states", "attentions"):
         assert len(getattr(plain, name)) == 14
         assert_same(getattr(ours, name), getattr(plain, name), name)
@@ -601,7 +601,7 @@ def test_custom_generate(do_sample):
     plain, hook, way = outputs
     assert torch.equal(plain.sequences, way.sequences)
     assert way.accept_lengths == hook.accept_lengths
-    assert way.num_verified_tokens > 4
+    assert way.num_accepted_tokens > 4
     assert_same(way.scores, plain.scores, "scores")
     assert_same(way.hidden_states, plain.hidden_states, "hidden_states")
 
@@ -802,7 +802,7 @@ def test_a_finished_process_keeps_giving_forwards_to_the_others(monkeypatch, att
             iterations_of_others -= 1
         return not finished or iterations_of_others >= 0
 
-    monkeypatch.setattr("transformers_jakiro._compat.has_unfinished_sequences", others_still_generate)
+    monkeypatch.setattr("transformers_jakiro.core.compat.has_unfinished_sequences", others_still_generate)
     handle = target.register_forward_hook(lambda *_: forwards.append(1))
     try:
         together = target.generate(

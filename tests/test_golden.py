@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from transformers import GenerationMixin, LlamaConfig, LlamaForCausalLM
 
 from transformers_jakiro import JakiroCandidateGenerator, JakiroDraftModel
-from transformers_jakiro.conversion import jakiro_state_dict_to_original
-from transformers_jakiro.losses import contrastive_parallel_loss
+from transformers_jakiro.hub.conversion import jakiro_state_dict_to_original
+from transformers_jakiro.training.losses import contrastive_parallel_loss
 
 NAMES = ["jakiro_a", "jakiro_b"]
 

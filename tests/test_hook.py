@@ -49,7 +49,7 @@ from transformers_jakiro import (
     jakiro_generate,
     remove_generation_hook,
 )
-from transformers_jakiro.target import Target
+from transformers_jakiro.core.target import Target
 
 pytestmark = pytest.mark.compat
 

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from test_eagle3 import make_eagle3
 
 from transformers_jakiro import JakiroDraftConfig, JakiroDraftModel
-from transformers_jakiro.conversion import convert_original, load_original
+from transformers_jakiro.hub.conversion import convert_original, load_original
 
 MEMORY, SECONDS = 2**30, 120
 ODD = [

@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load
 
 import transformers_jakiro
-from transformers_jakiro.demo import PAIR
+from transformers_jakiro.pair import DRAFT, TARGET
 
 SRC = Path(transformers_jakiro.__file__).parents[1]
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -35,8 +35,8 @@ def error_of(function, *args, **kwargs):
 
 def load_drafter():
     from transformers_jakiro import JakiroDraftModel
-    from transformers_jakiro.demo import PAIR
-    return JakiroDraftModel.from_pretrained(PAIR / "draft", dtype=torch.float32)
+    from transformers_jakiro.pair import DRAFT, TARGET
+    return JakiroDraftModel.from_pretrained(DRAFT, dtype=torch.float32)
 
 def drafted(draft, **kwargs):
     inputs = AutoTokenizer.from_pretrained("org/target")("Natalia sold 48 clips. How many", return_tensors="pt")
@@ -52,7 +52,7 @@ def drafted(draft, **kwargs):
 def hub():
     with HubServer({"hf_alice": "alice", "hf_bob": "bob"}) as hub:
         for name, private in (("org/target", False), ("alice/target", True)):
-            hub.publish(name, PAIR / "target", private)
+            hub.publish(name, TARGET, private)
             hub.repositories[name].main.files["README.md"] = b"---\nlicense: mit\n---\n\n# Target\n"
         yield hub
 
@@ -149,7 +149,7 @@ found["adapted"] = drafted(adapted)
 found["unknown"] = error_of(AutoModel.from_pretrained, "alice/drafter", revision="v3")
 """
     )
-    assert found["module"] == "transformers_jakiro.modeling_jakiro"  # never the repository's
+    assert found["module"] == "transformers_jakiro.core.modeling_jakiro"  # never the repository's
     assert found["nodes"] == [5, 20, 5]
     assert found["private"] == 5
     assert found["recipe"] == found["drafted"] > 0
@@ -178,7 +178,7 @@ found["recipe_refused"] = error_of(drafted, draft, custom_generate="alice/drafte
 
 def test_command_and_errors(hub, run):
     """`jakiro push`, with the client's newer way to upload, and what users see when they may not."""
-    hub.publish("bob/secret", PAIR / "draft", private=True)
+    hub.publish("bob/secret", DRAFT, private=True)
     hub.lfs_suffixes = ()  # large files would go to a storage of another protocol
     before = len(hub.log)
     found = run(
@@ -186,11 +186,11 @@ def test_command_and_errors(hub, run):
 import io
 from contextlib import redirect_stderr, redirect_stdout
 from jakiro_cli import main
-from transformers_jakiro.demo import PAIR
+from transformers_jakiro.pair import DRAFT, TARGET
 
 def push(*arguments):
     with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
-        code = main(["push", str(PAIR / "draft"), *arguments, "--target", "org/target"])
+        code = main(["push", str(DRAFT), *arguments, "--target", "org/target"])
     return [code, out.getvalue(), err.getvalue()]
 
 found["pushed"] = push("alice/command", "--private", "--license", "apache-2.0")
@@ -266,7 +266,7 @@ def test_trainer(hub, run, bare_python):
     """`JakiroTrainer(push_to_hub=True)`, for a private target; no file that is published tells the token."""
     found = run(
         """
-from transformers_jakiro.trainer import JakiroTrainer, JakiroTrainingArguments
+from transformers_jakiro.training.trainer import JakiroTrainer, JakiroTrainingArguments
 rows = [{"input_ids": ids, "loss_mask": [0] * 4 + [1] * 20} for ids in torch.randint(5, 2000, (8, 24)).tolist()]
 args = JakiroTrainingArguments(
     output_dir="trained",

@@ -9,10 +9,10 @@ from conftest import INNER, make_original, write_original
 from targets import HIDDEN, make_drafter, make_target
 
 from transformers_jakiro import JakiroDraftConfig, JakiroDraftModel
-from transformers_jakiro.conversion import jakiro_state_dict_to_original
-from transformers_jakiro.initialization import new_drafter, upcycle
-from transformers_jakiro.objective import DraftingObjective
-from transformers_jakiro.target import Target
+from transformers_jakiro.core.target import Target
+from transformers_jakiro.hub.conversion import jakiro_state_dict_to_original
+from transformers_jakiro.training.initialization import new_drafter, upcycle
+from transformers_jakiro.training.objective import DraftingObjective
 
 
 def make_source(num_experts: int = 1, inner_size: int = 40, seed: int = 1, **overrides) -> JakiroDraftModel:

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from targets import make_drafter, make_target
 from transformers import DynamicCache, GPTNeoXConfig, LlamaConfig
 
-from transformers_jakiro.configuration_jakiro import JakiroDraftConfig
-from transformers_jakiro.conversion import jakiro_state_dict_to_original, load_original
-from transformers_jakiro.modeling_jakiro import JakiroDraftModel
+from transformers_jakiro.core.configuration_jakiro import JakiroDraftConfig
+from transformers_jakiro.core.modeling_jakiro import JakiroDraftModel
+from transformers_jakiro.hub.conversion import jakiro_state_dict_to_original, load_original
 
 # float32 sums in another order; features and gradients here are of order 1 to 10
 TOLERANCE = {"atol": 2e-5, "rtol": 2e-5}

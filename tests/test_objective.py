@@ -10,14 +10,16 @@ from targets import make_drafter, make_target
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from transformers_jakiro import JakiroDraftModel
-from transformers_jakiro.candidate_generator import JakiroCandidateGenerator, TreeShape
-from transformers_jakiro.data import JakiroDataCollator, read_conversations
-from transformers_jakiro.demo import PAIR
-from transformers_jakiro.losses import contrastive_parallel_loss, distillation_loss
-from transformers_jakiro.metrics import drafting_metrics
-from transformers_jakiro.objective import DraftingObjective, read_target, unroll
-from transformers_jakiro.packing import pack_rows
-from transformers_jakiro.target import Target
+from transformers_jakiro.conversations import read_conversations
+from transformers_jakiro.core.candidate_generator import JakiroCandidateGenerator
+from transformers_jakiro.core.target import Target
+from transformers_jakiro.core.tree import TreeShape
+from transformers_jakiro.pair import DRAFT, PROMPTS, TARGET
+from transformers_jakiro.training.data import JakiroDataCollator
+from transformers_jakiro.training.losses import contrastive_parallel_loss, distillation_loss
+from transformers_jakiro.training.metrics import drafting_metrics
+from transformers_jakiro.training.objective import DraftingObjective, read_target, unroll
+from transformers_jakiro.training.packing import pack_rows
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +86,7 @@ def test_unrolled_steps_are_what_drafting_computes(pair, packed, attention):
 def test_loss_and_gradient_do_not_depend_on_chunks(pair, chunk, monkeypatch):
     """Against the loss written out over all logits at once."""
     target, _ = pair
-    monkeypatch.setattr("transformers_jakiro.losses.rows_per_chunk", lambda *args: chunk)
+    monkeypatch.setattr("transformers_jakiro.training.losses.rows_per_chunk", lambda *args: chunk)
     generator = torch.Generator().manual_seed(0)
     batch_size, length, hidden_size = 2, 12, target.config.hidden_size
     features = torch.randn(batch_size, length, hidden_size, generator=generator)
@@ -167,8 +169,8 @@ def replayed_acceptance(draft, target, text, start, **shape):
 
 @pytest.fixture(scope="module")
 def shipped_pair():
-    target = AutoModelForCausalLM.from_pretrained(PAIR / "target", dtype=torch.float32)
-    return Target(target), JakiroDraftModel.from_pretrained(PAIR / "draft", dtype=torch.float32).eval()
+    target = AutoModelForCausalLM.from_pretrained(TARGET, dtype=torch.float32)
+    return Target(target), JakiroDraftModel.from_pretrained(DRAFT, dtype=torch.float32).eval()
 
 
 @pytest.mark.parametrize("shape", [(7, 10, 59), (7, 4, 20), (4, 3, 10), (5, 1, 5)], ids=str)
@@ -176,9 +178,9 @@ def shipped_pair():
 def test_expected_acceptance_is_that_of_real_trees(shipped_pair, shape, do_sample):
     target, draft = shipped_pair
     draft.config.tree_depth, draft.config.tree_top_k, draft.config.num_draft_tokens = shape
-    tokenizer = AutoTokenizer.from_pretrained(PAIR / "target")
+    tokenizer = AutoTokenizer.from_pretrained(TARGET)
     tokens = forwards = metric = 0
-    for prompt in read_conversations(PAIR / "prompts.jsonl", limit=6):
+    for prompt in read_conversations(PROMPTS, limit=6):
         message = {"role": "user", "content": prompt["prompt"]}
         inputs = tokenizer.apply_chat_template(
             [message], add_generation_prompt=True, return_dict=True, return_tensors="pt"

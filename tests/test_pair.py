@@ -12,28 +12,31 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, Stoppin
 
 from jakiro_cli import main
 from transformers_jakiro import JakiroDraftModel, JakiroGenerateOutput
-from transformers_jakiro.benchmark import context_growth, rounding_report, tokens_per_forward
-from transformers_jakiro.demo import PAIR, run_demo
+from transformers_jakiro.apps.demo import run_demo
+from transformers_jakiro.measuring.acceptance import tokens_per_forward
+from transformers_jakiro.measuring.benchmark import rounding_report
+from transformers_jakiro.measuring.profiling import context_growth
+from transformers_jakiro.pair import DRAFT, PROMPTS, TARGET
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return AutoTokenizer.from_pretrained(PAIR / "target")
+    return AutoTokenizer.from_pretrained(TARGET)
 
 
 @pytest.fixture(scope="module")
 def target():
-    return AutoModelForCausalLM.from_pretrained(PAIR / "target", dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(TARGET, dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="module")
 def draft():
-    return AutoModel.from_pretrained(PAIR / "draft", dtype=torch.float32).eval()
+    return AutoModel.from_pretrained(DRAFT, dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="module")
 def prompts(tokenizer):
-    rows = [json.loads(line)["prompt"] for line in (PAIR / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line)["prompt"] for line in (PROMPTS).read_text(encoding="utf-8").splitlines()]
     return [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
@@ -46,7 +49,7 @@ def test_the_drafter_loads_with_its_config(draft, target):
     assert isinstance(draft, JakiroDraftModel)
     assert draft.config.vocab_size == target.config.vocab_size
     assert draft.num_parameters() < target.num_parameters() / 4
-    assert isinstance(AutoModel.from_pretrained(PAIR / "draft", device_map="cpu"), JakiroDraftModel)
+    assert isinstance(AutoModel.from_pretrained(DRAFT, device_map="cpu"), JakiroDraftModel)
 
 
 def test_greedy_answers_are_the_targets_own(target, draft, prompts):
@@ -73,8 +76,8 @@ def test_samples_are_the_targets_own(target, draft, prompts):
 
 
 def test_bfloat16_tokens_are_argmax_within_rounding(prompts, record_property):
-    target = AutoModelForCausalLM.from_pretrained(PAIR / "target", dtype=torch.bfloat16).eval()
-    draft = AutoModel.from_pretrained(PAIR / "draft", dtype=torch.bfloat16).eval()
+    target = AutoModelForCausalLM.from_pretrained(TARGET, dtype=torch.bfloat16).eval()
+    draft = AutoModel.from_pretrained(DRAFT, dtype=torch.bfloat16).eval()
     reports = []
     for inputs in prompts:
         output = target.generate(**inputs, max_new_tokens=120, do_sample=False, assistant_model=draft)

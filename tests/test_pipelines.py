@@ -12,7 +12,7 @@ from transformers.pipelines import base
 
 import transformers_jakiro
 from transformers_jakiro import JakiroCandidateGenerator, JakiroDraftModel
-from transformers_jakiro.demo import PAIR
+from transformers_jakiro.pair import DRAFT, PROMPTS, TARGET
 
 pytestmark = pytest.mark.compat
 
@@ -21,13 +21,13 @@ NEW_TOKENS = 32
 
 @pytest.fixture(scope="module")
 def models():
-    target = AutoModelForCausalLM.from_pretrained(PAIR / "target", dtype=torch.float32).eval()
-    return {"model": target, "tokenizer": AutoTokenizer.from_pretrained(PAIR / "target")}
+    target = AutoModelForCausalLM.from_pretrained(TARGET, dtype=torch.float32).eval()
+    return {"model": target, "tokenizer": AutoTokenizer.from_pretrained(TARGET)}
 
 
 @pytest.fixture(scope="module")
 def draft():
-    return AutoModel.from_pretrained(PAIR / "draft", dtype=torch.float32).eval()
+    return AutoModel.from_pretrained(DRAFT, dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def drafted(models, draft):
 
 @pytest.fixture(scope="module")
 def chats():
-    lines = (PAIR / "prompts.jsonl").read_text(encoding="utf-8").splitlines()[:3]
+    lines = (PROMPTS).read_text(encoding="utf-8").splitlines()[:3]
     return [[{"role": "user", "content": json.loads(line)["prompt"]}] for line in lines]
 
 
@@ -117,7 +117,7 @@ def test_streamers(models, drafted, chats):
 @pytest.mark.parametrize("kind", [str, Path])
 def test_the_drafters_folder(models, plain, trees, chats, kind):
     """Which transformers alone cannot load: it looks for the class in its own modules and wants a tokenizer there."""
-    pipe = pipeline("text-generation", **models, assistant_model=kind(PAIR / "draft"))
+    pipe = pipeline("text-generation", **models, assistant_model=kind(DRAFT))
     assert isinstance(pipe.assistant_model, JakiroDraftModel)
     assert pipe.assistant_model.dtype == models["model"].dtype  # not bfloat16, as saved
     assert answers(pipe, chats[0], do_sample=False) == answers(plain, chats[0], do_sample=False)
@@ -126,7 +126,7 @@ def test_the_drafters_folder(models, plain, trees, chats, kind):
 
 def test_a_target_with_other_special_tokens(models, plain, trees, chats):
     """transformers concludes from those of the configs that the tokenizers differ, and asks for the drafter's."""
-    draft = AutoModel.from_pretrained(PAIR / "draft", dtype=torch.float32).eval()
+    draft = AutoModel.from_pretrained(DRAFT, dtype=torch.float32).eval()
     draft.config.eos_token_id = [2, 7]
     for tokenizer in (None, models["tokenizer"]):
         pipe = pipeline("text-generation", **models, assistant_model=draft, assistant_tokenizer=tokenizer)
@@ -147,12 +147,12 @@ def test_other_assistants_are_as_before(models, tmp_path):
     loaded = base.load_assistant_model(target, target, None)
     assert loaded == (target, None)
     assert base.load_assistant_model(target, None, None) == (None, None)
-    other = AutoModelForCausalLM.from_pretrained(PAIR / "target")
+    other = AutoModelForCausalLM.from_pretrained(TARGET)
     other.config.eos_token_id = 7
     with pytest.raises(ValueError, match="You should pass the assistant tokenizer"):
         base.load_assistant_model(target, other, None)
     assert base.load_assistant_model(target, other, models["tokenizer"]) == (other, models["tokenizer"])
-    assistant, tokenizer = base.load_assistant_model(target, str(PAIR / "target"), None)
+    assistant, tokenizer = base.load_assistant_model(target, str(TARGET), None)
     assert (type(assistant), tokenizer) == (type(target), None)
     with pytest.raises(OSError, match="nowhere"):
         base.load_assistant_model(target, str(tmp_path / "nowhere"), None)

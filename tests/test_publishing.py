@@ -19,11 +19,12 @@ from training_run import make_arguments, make_draft, make_rows
 from training_run import make_target as make_training_target
 
 from jakiro_cli import main
-from transformers_jakiro import JakiroDraftModel, publishing
-from transformers_jakiro.benchmark import run_bench
-from transformers_jakiro.demo import PAIR
-from transformers_jakiro.publishing import drafter_card, push_to_hub, save_remote_code, write_repository
-from transformers_jakiro.trainer import JakiroTrainer, load_target_model
+from transformers_jakiro import JakiroDraftModel
+from transformers_jakiro.hub import publishing
+from transformers_jakiro.hub.publishing import drafter_card, push_to_hub, save_remote_code, write_repository
+from transformers_jakiro.measuring.benchmark import run_bench
+from transformers_jakiro.pair import DRAFT, TARGET
+from transformers_jakiro.training.trainer import JakiroTrainer, load_target_model
 
 MODEL_CARDS = Path(__file__).parents[1] / "model_cards"
 
@@ -99,8 +100,8 @@ def bench(tmp_path_factory):
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     run_bench(
         [str(prompts)],
-        str(PAIR / "target"),
-        str(PAIR / "draft"),
+        str(TARGET),
+        str(DRAFT),
         temperature=(0.0, 1.0),
         methods=["jakiro", "adaptive", "prompt_lookup"],
         num_assistant_tokens=[4, 8],
@@ -274,13 +275,13 @@ def test_no_card_of_the_target(draft):
 @pytest.mark.parametrize("remote_code", [False, True])
 def test_the_three_lines_work(remote_code, tmp_path, monkeypatch):
     """The card's own lines, with folders in the places of the Hub's."""
-    draft = JakiroDraftModel.from_pretrained(PAIR / "draft")
+    draft = JakiroDraftModel.from_pretrained(DRAFT)
     monkeypatch.chdir(tmp_path)
     folder = write_repository(
         draft, tmp_path / "me" / "drafter", "me/drafter", target="org/t", license="mit", remote_code=remote_code
     )
     (tmp_path / "org").mkdir()
-    (tmp_path / "org" / "t").symlink_to(PAIR / "target")
+    (tmp_path / "org" / "t").symlink_to(TARGET)
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.S)
     assert ("trust_remote_code=True" in code) == remote_code
     assert ("import transformers_jakiro" in code) != remote_code
@@ -294,7 +295,7 @@ def test_the_three_lines_work(remote_code, tmp_path, monkeypatch):
 
 
 def test_every_figure_is_that_of_the_bench(bench):
-    config = JakiroDraftModel.from_pretrained(PAIR / "draft").config
+    config = JakiroDraftModel.from_pretrained(DRAFT).config
     payload = json.loads(bench.read_text())
     card = drafter_card(config, "me/drafter", license="mit", results=[payload])
     rows = {(row["task"], row["temperature"], row["method"]): row for row in payload["summary"]}
@@ -331,7 +332,7 @@ def test_every_figure_is_that_of_the_bench(bench):
     assert "float32" in section
     assert "8 new tokens at most" in section
     assert "prompt_lookup" not in section
-    assert str(PAIR) not in str(card)  # places on this machine
+    assert str(TARGET.parent) not in str(card)  # places on this machine
     # what the Hub reads of the card is what was written
     again = ModelCard(str(card))
     assert again.data.to_dict() == card.data.to_dict()
@@ -339,14 +340,14 @@ def test_every_figure_is_that_of_the_bench(bench):
 
 
 def test_what_was_not_measured_is_said(bench, tmp_path):
-    config = JakiroDraftModel.from_pretrained(PAIR / "draft").config
+    config = JakiroDraftModel.from_pretrained(DRAFT).config
     payload = json.loads(bench.read_text())
     payload["summary"] = [row for row in payload["summary"] if row["temperature"] == 0]
     assert "Not measured: T = 1." in drafter_card(config, "me/drafter", license="mit", results=[payload]).text
 
 
 def test_answers_of_one_token_have_no_forwards(bench):
-    config = JakiroDraftModel.from_pretrained(PAIR / "draft").config
+    config = JakiroDraftModel.from_pretrained(DRAFT).config
     payload = json.loads(bench.read_text())
     for row in payload["summary"]:
         row["tokens_per_forward"] = None
@@ -376,7 +377,7 @@ def test_results_of_another_drafter(bench, draft, tmp_path):
 
 
 def test_command(bench, hub, tmp_path, capsys):
-    pair = [str(PAIR / "draft"), "me/drafter", "--target", "org/target", "--license", "mit", "--results", str(bench)]
+    pair = [str(DRAFT), "me/drafter", "--target", "org/target", "--license", "mit", "--results", str(bench)]
     assert main(["push", *pair, "--output", str(tmp_path / "out"), "--tags", "mine"]) == 0
     assert f"Saved {tmp_path / 'out'}. Nothing was uploaded" in capsys.readouterr().out
     assert hub.calls == []
@@ -388,7 +389,7 @@ def test_command(bench, hub, tmp_path, capsys):
     assert "Published: the commit" in capsys.readouterr().out
     assert ("create_repo", "me/drafter", True, True) in hub.calls
     assert hub.files.keys() == {"README.md", "config.json", "model.safetensors"}
-    assert main(["push", str(PAIR / "draft"), "me/drafter", "--output", str(tmp_path / "out")]) == 1
+    assert main(["push", str(DRAFT), "me/drafter", "--output", str(tmp_path / "out")]) == 1
     assert "not an empty folder" in capsys.readouterr().err
 
 

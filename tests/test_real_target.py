@@ -10,7 +10,8 @@ from targets import knowing_drafter
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from transformers_jakiro import JakiroDraftConfig, JakiroDraftModel
-from transformers_jakiro.benchmark import rounding_report, tokens_per_forward
+from transformers_jakiro.measuring.acceptance import tokens_per_forward
+from transformers_jakiro.measuring.benchmark import rounding_report
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def test_bfloat16_tokens_are_argmax_within_rounding(shared, capsys):
         plain = target.generate(**inputs, **settings)
         with knowing_drafter(plain[0, prompt_length:].tolist()):  # long accepted paths
             output = target.generate(**inputs, **settings, assistant_model=draft, return_dict_in_generate=True)
-        accepted += output.num_verified_tokens
+        accepted += output.num_accepted_tokens
         same += torch.equal(output.sequences, plain)
         reports.append(rounding_report(target, output.sequences, prompt_length))
     tokens, differing = sum(r["tokens"] for r in reports), sum(r["differing"] for r in reports)

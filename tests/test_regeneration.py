@@ -9,8 +9,8 @@ from targets import enlarge
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from transformers_jakiro import regeneration
-from transformers_jakiro.regeneration import RegenerationCounts, regenerate
+from transformers_jakiro.training import regeneration
+from transformers_jakiro.training.regeneration import RegenerationCounts, regenerate
 
 WORDS = ["pad", "end", "system", "user", "assistant", *"abcdefghijklmnop"]
 ENDS = [1, *range(19, 21)]  # "end" and two letters, so that random weights end an answer now and then

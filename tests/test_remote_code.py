@@ -4,7 +4,6 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -14,11 +13,12 @@ import pytest
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.dynamic_module_utils import get_relative_import_files
 
 import transformers_jakiro
 from transformers_jakiro import JakiroDraftModel
-from transformers_jakiro.demo import PAIR
-from transformers_jakiro.publishing import write_repository
+from transformers_jakiro.hub.publishing import write_repository
+from transformers_jakiro.pair import DRAFT, TARGET
 
 pytestmark = pytest.mark.compat
 
@@ -38,7 +38,7 @@ def answers(target, draft, **kwargs):
         **inputs, max_new_tokens=24, do_sample=False, assistant_model=draft, return_dict_in_generate=True, **kwargs
     )
     assert torch.equal(output.sequences, plain)
-    assert output.num_verified_tokens > 0
+    assert output.num_accepted_tokens > 0
     return output
 
 REPOSITORY, TARGET = sys.argv[1:3]
@@ -48,7 +48,7 @@ target = AutoModelForCausalLM.from_pretrained(TARGET, dtype=torch.float32).eval(
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
-    draft = JakiroDraftModel.from_pretrained(PAIR / "draft", dtype=torch.float32)
+    draft = JakiroDraftModel.from_pretrained(DRAFT, dtype=torch.float32)
     folder = tmp_path_factory.mktemp("published") / "gsm8k-jakiro"
     return write_repository(draft, folder, "org/gsm8k-jakiro", license="mit", remote_code=True)
 
@@ -76,22 +76,13 @@ def as_hub_cache(folder: Path, repo_id: str, home: Path) -> None:
     shutil.copytree(folder, cache / "snapshots" / COMMIT)
 
 
-def test_all_that_is_needed_is_there_and_nothing_else(repository):
-    modules = {file.stem for file in repository.glob("*.py")}
-    assert "remote_code" in modules
-    for file in repository.glob("*.py"):
-        text = file.read_text()
-        assert "transformers_jakiro." not in re.sub(r"\[`~transformers_jakiro[^`]*`\]|`from .*`", "", text), file.name
-        imported = set(re.findall(r"^from \.(\w+) import", text, flags=re.M))
-        imported |= set(re.findall(r"^from \. import (\w+)(?: as \w+)?$", text, flags=re.M))
-        assert imported <= modules
-        # files whose names begin with "_" would not be uploaded by `Trainer.push_to_hub`
-        name = "_compat.py" if file.stem == "compat" else file.name
-        own = (SRC / "transformers_jakiro" / name).read_text()
-        own = own.replace("\nfrom . import _compat\n", "\nfrom . import compat as _compat\n")
-        assert text == own.replace("\nfrom ._compat import", "\nfrom .compat import")
-    needless = {"__init__", "trainer", "train", "benchmark", "conversion", "publishing", "report", "losses"}
-    assert not modules & needless
+def test_the_core_is_there_and_nothing_else(repository):
+    core = Path(transformers_jakiro.__file__).parent / "core"
+    expected = {file.name: file.read_text() for file in core.glob("*.py") if file.name != "__init__.py"}
+    assert {file.name: file.read_text() for file in repository.glob("*.py")} == expected
+    # what transformers downloads for `remote_code.py`
+    found = map(Path, get_relative_import_files(repository / "remote_code.py"))
+    assert {"remote_code.py", *(file.name for file in found)} == expected.keys()
     assert sorted(file.name for file in (repository / "custom_generate").iterdir()) == [
         "README.md",
         "generate.py",
@@ -102,7 +93,7 @@ def test_all_that_is_needed_is_there_and_nothing_else(repository):
 WRITE = """
 import sys, torch
 from transformers_jakiro import JakiroDraftModel
-from transformers_jakiro.publishing import write_repository
+from transformers_jakiro.hub.publishing import write_repository
 draft = JakiroDraftModel.from_pretrained(sys.argv[1], dtype=torch.float32)
 write_repository(draft, sys.argv[2], "org/gsm8k-jakiro", license="mit", remote_code=True)
 """
@@ -114,7 +105,7 @@ def test_written_with_another_version(request, bare_python, run, tmp_path):
     if other is None:
         pytest.skip("needs `--other-python`; `make test-matrix` gives it")
     folder = tmp_path / "drafter"
-    subprocess.run([other, "-c", WRITE, PAIR / "draft", folder], check=True, cwd=tmp_path)
+    subprocess.run([other, "-c", WRITE, DRAFT, folder], check=True, cwd=tmp_path)
     code = """
 draft = AutoModel.from_pretrained(REPOSITORY, trust_remote_code=True)
 assert type(draft).__module__.startswith("transformers_modules.")
@@ -122,9 +113,9 @@ answers(target, draft)
 recipe = answers(target, draft, custom_generate=REPOSITORY, trust_remote_code=True)
 print(json.dumps(recipe.accept_lengths))
 """
-    accept_lengths = run(bare_python, code, folder, PAIR / "target")
+    accept_lengths = run(bare_python, code, folder, TARGET)
     code = "draft = AutoModel.from_pretrained(REPOSITORY); print(json.dumps(answers(target, draft).accept_lengths))"
-    assert run(sys.executable, "import transformers_jakiro; " + code, folder, PAIR / "target") == accept_lengths
+    assert run(sys.executable, "import transformers_jakiro; " + code, folder, TARGET) == accept_lengths
 
 
 def test_without_the_package(repository, bare_python, run, tmp_path):
@@ -158,7 +149,7 @@ assert answers(target, again).num_drafted_tokens == output.num_drafted_tokens
 assert type(draft).push_to_hub.__module__.startswith("transformers.")
 print(json.dumps(found))
 """
-    (local, drafted, drafted_3), (hub, *same) = run(bare_python, code, repository, PAIR / "target")
+    (local, drafted, drafted_3), (hub, *same) = run(bare_python, code, repository, TARGET)
     assert same == [drafted, drafted_3]
     assert drafted_3 < drafted
     assert local.startswith("transformers_modules.gsm8k")
@@ -166,7 +157,7 @@ print(json.dumps(found))
     assert COMMIT in hub
     refused = LOAD + "AutoModel.from_pretrained(REPOSITORY, trust_remote_code=False)"
     result = subprocess.run(
-        [bare_python, "-c", refused, repository, PAIR / "target"], capture_output=True, text=True, check=False
+        [bare_python, "-c", refused, repository, TARGET], capture_output=True, text=True, check=False
     )
     assert "contains custom code which must be executed" in result.stderr
 
@@ -196,9 +187,9 @@ transformers_jakiro.install_generation_hook()
 answers(target, own)
 print(json.dumps(found))
 """
-    remote, own = run(sys.executable, code, repository, PAIR / "target", PYTHONPATH=str(SRC))
+    remote, own = run(sys.executable, code, repository, TARGET, PYTHONPATH=str(SRC))
     assert remote.startswith("transformers_modules.")
-    assert own == "transformers_jakiro.modeling_jakiro"
+    assert own == "transformers_jakiro.core.modeling_jakiro"
 
 
 def test_the_package_needs_no_consent(repository):
@@ -207,14 +198,14 @@ def test_the_package_needs_no_consent(repository):
     assert type(draft) is JakiroDraftModel
     draft = transformers.AutoModel.from_pretrained(repository, trust_remote_code=True)
     assert type(draft) is JakiroDraftModel
-    assert type(draft).__module__ == "transformers_jakiro.modeling_jakiro"
+    assert type(draft).__module__ == "transformers_jakiro.core.modeling_jakiro"
 
 
 @pytest.mark.compat(False)
 def test_recipe_streams(repository):
-    target = AutoModelForCausalLM.from_pretrained(PAIR / "target", dtype=torch.float32)
-    draft = JakiroDraftModel.from_pretrained(PAIR / "draft", dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(PAIR / "target")
+    target = AutoModelForCausalLM.from_pretrained(TARGET, dtype=torch.float32)
+    draft = JakiroDraftModel.from_pretrained(DRAFT, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(TARGET)
     inputs = tokenizer("How many", return_tensors="pt")
 
     class Streamer(transformers.generation.streamers.BaseStreamer):

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 import jakiro_cli
-from transformers_jakiro import report
-from transformers_jakiro.benchmark import PUBLISHED, provenance
-from transformers_jakiro.demo import PAIR
 from transformers_jakiro.files import write_json
-from transformers_jakiro.summary import PARTS, Profile, PromptRecord, Run, summarize
+from transformers_jakiro.measuring import report
+from transformers_jakiro.measuring.benchmark import PUBLISHED, provenance
+from transformers_jakiro.measuring.summary import PARTS, Profile, PromptRecord, Run, summarize
+from transformers_jakiro.pair import DRAFT, TARGET
 
 REPOSITORY = Path(__file__).parents[1]
 TREE = {"tree_depth": 4, "tree_width": 2, "num_draft_tokens": 12, "tree_top_k": 32}
@@ -214,8 +214,10 @@ def test_a_command_is_a_process_of_its_own(results, capfd):
 
 
 def test_from_end_to_end(results, root, tmp_path, monkeypatch):
-    monkeypatch.setattr("transformers_jakiro.tune.tune.__defaults__", ((0.0,), (2, 3), (2,), 1, lambda *_: None))
-    monkeypatch.setattr("transformers_jakiro.tune.TREE_SIZES", (1, 97))
+    monkeypatch.setattr(
+        "transformers_jakiro.measuring.tune.tune.__defaults__", ((0.0,), (2, 3), (2,), 1, lambda *_: None)
+    )
+    monkeypatch.setattr("transformers_jakiro.measuring.tune.TREE_SIZES", (1, 97))
     monkeypatch.setattr(report, "find_spec", lambda name: None)  # the plots of `jakiro bench`, which are drawn again
     calls = []
 
@@ -226,14 +228,14 @@ def test_from_end_to_end(results, root, tmp_path, monkeypatch):
     monkeypatch.setattr(results, "jakiro", jakiro)
     prompts = tmp_path / "p.jsonl"
     prompts.write_text('{"id": 1, "task": "sums", "turns": ["What is 3 + 4?"]}\n')
-    monkeypatch.setattr("transformers_jakiro.tasks.SHIPPED", prompts)
-    before = (PAIR / "draft" / "config.json").read_bytes()
-    arguments = [str(prompts), "--target", str(PAIR / "target"), "--draft", str(PAIR / "draft"), "--deepen", "10"]
+    monkeypatch.setattr("transformers_jakiro.measuring.prompts.SHIPPED", prompts)
+    before = (DRAFT / "config.json").read_bytes()
+    arguments = [str(prompts), "--target", str(TARGET), "--draft", str(DRAFT), "--deepen", "10"]
     arguments += ["--max-new-tokens", "12", "--temperature", "0", "--dtype", "float32", "--root", str(root)]
     arguments += ["--methods", "plain", "jakiro", "published", "--work", str(tmp_path / "work")]
     results.main(arguments)
     assert calls == ["tune", "bench", "tune", "bench"]
-    assert (PAIR / "draft" / "config.json").read_bytes() == before
+    assert (DRAFT / "config.json").read_bytes() == before
     folder = root / "docs" / "results"
     for setting, num_layers in (("target", 8), ("deepened", 10)):
         payload = json.loads((folder / f"{setting}_results.json").read_text())
@@ -247,7 +249,7 @@ def test_from_end_to_end(results, root, tmp_path, monkeypatch):
     page = (root / "docs" / "results.md").read_text()
     assert row_of(page, "target (float32), *deepened* to 10 layers", "0")
     assert str(tmp_path) not in page
-    assert str(PAIR) not in "".join(file.read_text() for file in folder.glob("*.json"))
+    assert str(TARGET.parent) not in "".join(file.read_text() for file in folder.glob("*.json"))
     args = results.parse(arguments)
     results.measure(results.stages(args), args.work)
     assert len(calls) == 4

@@ -10,8 +10,8 @@ import pytest
 import torch
 from targets import ARCHITECTURES, SLIDING, compare, knowing_drafter, make_drafter, make_prompt, make_target
 
-from transformers_jakiro import batch
-from transformers_jakiro.coupling import can_couple
+from transformers_jakiro.core import batch
+from transformers_jakiro.core.noise import can_couple
 
 # each with its own seeds, more than 200 in all
 SETTINGS = {
@@ -133,7 +133,7 @@ def sample_counts(
             return_dict_in_generate=True,
         )
         counts[tuple(output.sequences[0, prompt.shape[1] :][:LENGTH].tolist())] += 1
-        accepted += output.num_verified_tokens
+        accepted += output.num_accepted_tokens
     return counts, accepted
 
 

@@ -22,8 +22,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, MambaConfig, MambaForCausalLM, set_seed
 
 from jakiro_cli import main
-from transformers_jakiro import JakiroCandidateGenerator
-from transformers_jakiro.demo import PAIR
+from transformers_jakiro import JakiroCandidateGenerator, pair
 
 pytestmark = pytest.mark.compat
 
@@ -32,10 +31,10 @@ uvicorn = pytest.importorskip("uvicorn", reason="in the extra `serve`")
 from transformers.cli.serving import utils as serving_utils  # noqa: E402
 from transformers.cli.serving.model_manager import ModelManager  # noqa: E402
 
-from transformers_jakiro import serving  # noqa: E402
-from transformers_jakiro.serving import Server, ServerStoppingError, create_app  # noqa: E402
+from transformers_jakiro.apps import serving  # noqa: E402
+from transformers_jakiro.apps.serving import Server, ServerStoppingError, create_app  # noqa: E402
 
-TARGET, DRAFT = str(PAIR / "target"), str(PAIR / "draft")
+TARGET, DRAFT = str(pair.TARGET), str(pair.DRAFT)
 LONG = json.dumps({"eos_token_id": 2047, "max_new_tokens": 900, "do_sample": False})  # a token that never comes
 
 
@@ -78,11 +77,13 @@ def client(server):
 @pytest.fixture
 def answers(caplog):
     """Function: what the log says of the answers so far, as (tokens, tokens per target forward, how it ended)."""
-    caplog.set_level(logging.INFO, logger="transformers_jakiro.serving")
+    caplog.set_level(logging.INFO, logger="transformers_jakiro.apps.serving")
     line = re.compile(r"(\d+) tokens in \S+ s, \S+ tokens/s, (\S+) tokens per target forward \((.*)\)")
 
     def read():
-        messages = [record.getMessage() for record in caplog.records if record.name == "transformers_jakiro.serving"]
+        messages = [
+            record.getMessage() for record in caplog.records if record.name == "transformers_jakiro.apps.serving"
+        ]
         return [(int(tokens), float(rate), end) for tokens, rate, end in (line.match(m).groups() for m in messages)]
 
     return read
@@ -90,7 +91,7 @@ def answers(caplog):
 
 @pytest.fixture(scope="module")
 def questions():
-    lines = (PAIR / "prompts.jsonl").read_text(encoding="utf-8").splitlines()[:6]
+    lines = pair.PROMPTS.read_text(encoding="utf-8").splitlines()[:6]
     return [json.loads(line)["prompt"] for line in lines]
 
 
@@ -231,7 +232,7 @@ def test_folders_with_an_at_sign(minor, tmp_path, monkeypatch):
     if minor == 23:
         monkeypatch.delattr(serving_utils, "split_revision", raising=False)
         with pytest.raises(ValueError, match=r"path of the target must have no `@`, got .*step@1000"):
-            create_app(str(folder), str(PAIR / "draft"))
+            create_app(str(folder), str(DRAFT))
     elif not hasattr(serving_utils, "split_revision"):
         pytest.skip("transformers before 5.24")
     assert serving._split_revision(str(folder)) == (str(folder), None)
@@ -533,7 +534,7 @@ def test_a_target_that_cannot_be_drafted_for(tmp_path, capsys):
 
 def test_without_the_extra(monkeypatch, capsys):
     monkeypatch.setattr("transformers.utils.import_utils.is_serve_available", lambda: False)
-    monkeypatch.delitem(sys.modules, "transformers_jakiro.serving")
+    monkeypatch.delitem(sys.modules, "transformers_jakiro.apps.serving")
     assert main(["serve", TARGET, DRAFT]) == 1
     assert "pip install 'transformers-jakiro[serve]'" in capsys.readouterr().err
 

@@ -11,8 +11,8 @@ from test_batch import compare as compare_batch
 from test_batch import make_batch
 from transformers import CompileConfig, StaticCache
 
-from transformers_jakiro import candidate_generator, generation
-from transformers_jakiro._compat import compile_everywhere
+from transformers_jakiro.core import candidate_generator, generation
+from transformers_jakiro.core.compat import compile_everywhere
 
 pytestmark = pytest.mark.compat
 
@@ -55,8 +55,8 @@ def test_forwards_have_few_shapes(adaptive):
         return forward
 
     with (
-        mock.patch.object(generation._compat, "compile_config_of", return_value=CompileConfig()),
-        mock.patch.object(generation._compat, "compiled_call", noted),
+        mock.patch.object(generation.compat, "compile_config_of", return_value=CompileConfig()),
+        mock.patch.object(generation.compat, "compiled_call", noted),
         mock.patch.object(candidate_generator, "compiled_call", noted),
     ):
         for length in (5, 12):

@@ -17,9 +17,9 @@ from transformers import PreTrainedTokenizerFast
 
 from jakiro_cli import main
 from transformers_jakiro import JakiroDraftModel
-from transformers_jakiro.features import write_features
-from transformers_jakiro.train import ScriptArguments, parse
-from transformers_jakiro.trainer import JakiroTrainingArguments
+from transformers_jakiro.training.command import ScriptArguments, parse
+from transformers_jakiro.training.features import write_features
+from transformers_jakiro.training.trainer import JakiroTrainingArguments
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TEMPLATE = (

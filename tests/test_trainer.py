@@ -23,12 +23,12 @@ from transformers import (
 )
 
 from transformers_jakiro import JakiroDraftConfig, JakiroDraftModel
-from transformers_jakiro.benchmark import tokens_per_forward
-from transformers_jakiro.demo import PAIR
-from transformers_jakiro.features import write_features
-from transformers_jakiro.initialization import new_drafter
-from transformers_jakiro.objective import DraftingObjective
-from transformers_jakiro.trainer import JakiroTrainer, JakiroTrainingArguments
+from transformers_jakiro.measuring.acceptance import tokens_per_forward
+from transformers_jakiro.pair import TARGET
+from transformers_jakiro.training.features import write_features
+from transformers_jakiro.training.initialization import new_drafter
+from transformers_jakiro.training.objective import DraftingObjective
+from transformers_jakiro.training.trainer import JakiroTrainer, JakiroTrainingArguments
 
 SCRIPT = Path(__file__).with_name("training_run.py")
 
@@ -425,7 +425,7 @@ def test_quantized_targets(bits, tmp_path):
     pytest.importorskip("bitsandbytes", reason="quantizes the target")
     config = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
     target = AutoModelForCausalLM.from_pretrained(
-        PAIR / "target", quantization_config=config, dtype=torch.bfloat16, device_map="cpu"
+        TARGET, quantization_config=config, dtype=torch.bfloat16, device_map="cpu"
     )
     arguments = {"bf16": True, "max_steps": 20, "eval_generate_prompts": 1, "eval_generate_tokens": 4}
     rows = make_rows(8)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from transformers_jakiro.tree import DraftTree, StaticTree, select_tree
-from transformers_jakiro.verification import walk_trees
+from transformers_jakiro.core.tree import DraftTree, StaticTree, select_tree
+from transformers_jakiro.core.verification import walk_trees
 
 
 def test_masks_and_depths_are_those_of_the_docstring():

@@ -11,9 +11,10 @@ from targets import LLAMA_LIKE, SPECIAL, compare, enlarge, knowing_tree, make_dr
 from transformers import AutoModelForCausalLM, DogeConfig, DynamicCache, LlamaForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from transformers_jakiro import IncompatibleTransformersError, _compat, install_generation_hook, remove_generation_hook
-from transformers_jakiro.tree import DraftTree
-from transformers_jakiro.tree_attention import TreeAttentionMask, layer_types, why_no_trees
+from transformers_jakiro import IncompatibleTransformersError, install_generation_hook, remove_generation_hook
+from transformers_jakiro.core import compat
+from transformers_jakiro.core.tree import DraftTree
+from transformers_jakiro.core.tree_attention import TreeAttentionMask, layer_types, why_no_trees
 
 pytestmark = pytest.mark.compat
 
@@ -78,7 +79,7 @@ def test_masks(architecture, window, padded):
             for layer in range(2):
                 cache.update(states, states, layer)
             kept = chance.choice(tree.leaf_paths()[0])
-            _compat.keep_nodes(cache, tree.num_nodes, torch.tensor(kept), kept == list(range(len(kept))))
+            compat.keep_nodes(cache, tree.num_nodes, torch.tensor(kept), kept == list(range(len(kept))))
 
 
 def test_targets_that_cannot_verify_trees():
@@ -133,14 +134,14 @@ def attention():
     ],
 )
 def test_which_targets_pack_heads(architecture, implementation, expected):
-    assert _compat.num_packed_heads(make_target(architecture, attention=implementation)) == expected
+    assert compat.num_packed_heads(make_target(architecture, attention=implementation)) == expected
 
 
 def test_targets_that_read_masks_themselves():
     """They get them as transformers makes them."""
     target = AutoModelForCausalLM.from_config(DogeConfig(**LLAMA_LIKE, **SPECIAL), attn_implementation="sdpa").eval()
     enlarge(target)
-    assert _compat.num_packed_heads(target) == 1
+    assert compat.num_packed_heads(target) == 1
     compare(target, make_drafter(target), {"input_ids": make_prompt(6)}, max_new_tokens=12)
 
     class OwnLlama(LlamaForCausalLM):
@@ -148,7 +149,7 @@ def test_targets_that_read_masks_themselves():
 
     target = make_target()
     own = OwnLlama(target.config)
-    assert (_compat.num_packed_heads(target), _compat.num_packed_heads(own)) == (2, 1)
+    assert (compat.num_packed_heads(target), compat.num_packed_heads(own)) == (2, 1)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -209,7 +210,7 @@ def test_attention_of_the_user(attention):
 
     ALL_ATTENTION_FUNCTIONS.register("sdpa", own)
     target = make_target()
-    assert _compat.num_packed_heads(target) == 1
+    assert compat.num_packed_heads(target) == 1
     compare(target, make_drafter(target), {"input_ids": make_prompt(6)}, max_new_tokens=9)
     assert rows
     assert not any(rows)

@@ -11,11 +11,10 @@ from targets import make_drafter, make_target, scored_tree
 
 from jakiro_cli import main
 from transformers_jakiro import JakiroDraftModel
-from transformers_jakiro.benchmark import PUBLISHED, load_benchmark
-from transformers_jakiro.demo import PAIR
-from transformers_jakiro.summary import Run
-from transformers_jakiro.tasks import read_prompts
-from transformers_jakiro.tune import (
+from transformers_jakiro.measuring.benchmark import PUBLISHED, load_benchmark
+from transformers_jakiro.measuring.prompts import read_prompts
+from transformers_jakiro.measuring.summary import Run
+from transformers_jakiro.measuring.tune import (
     Costs,
     Measured,
     Replay,
@@ -33,16 +32,17 @@ from transformers_jakiro.tune import (
     tune,
     with_trees,
 )
+from transformers_jakiro.pair import DRAFT, PROMPTS, TARGET
 
 
 @pytest.fixture(scope="module")
 def benchmark():
-    return load_benchmark(str(PAIR / "target"), str(PAIR / "draft"), "float32", max_new_tokens=40)[0]
+    return load_benchmark(str(TARGET), str(DRAFT), "float32", max_new_tokens=40)[0]
 
 
 @pytest.fixture(scope="module")
 def prompts():
-    return [prompt.turns[0] for prompt in read_prompts(PAIR / "prompts.jsonl", 3)]
+    return [prompt.turns[0] for prompt in read_prompts(PROMPTS, 3)]
 
 
 def test_ranks_of_a_path():
@@ -109,11 +109,13 @@ def test_measured():
 
 def test_the_command(tmp_path, capsys, monkeypatch):
     # the defaults take a minute
-    monkeypatch.setattr("transformers_jakiro.tune.tune.__defaults__", ((0.0,), (2, 4), (2,), 2, lambda *_: None))
+    monkeypatch.setattr(
+        "transformers_jakiro.measuring.tune.tune.__defaults__", ((0.0,), (2, 4), (2,), 2, lambda *_: None)
+    )
     folder, report = tmp_path / "draft", tmp_path / "report.json"
-    shutil.copytree(PAIR / "draft", folder)
+    shutil.copytree(DRAFT, folder)
     before = json.loads((folder / "config.json").read_text())
-    arguments = ["tune", str(PAIR / "prompts.jsonl"), "--target", str(PAIR / "target"), "--draft", str(folder)]
+    arguments = ["tune", str(PROMPTS), "--target", str(TARGET), "--draft", str(folder)]
     options = ["--limit", "2", "--max-new-tokens", "24", "--dtype", "float32", "--temperature", "0"]
     assert main([*arguments, *options, "--report", str(report)]) == 0
     results = json.loads(report.read_text())
@@ -137,12 +139,14 @@ def test_the_command(tmp_path, capsys, monkeypatch):
 
 
 def test_the_command_for_batches(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("transformers_jakiro.tune.tune.__defaults__", ((0.0,), (2,), (2,), 1, lambda *_: None))
-    monkeypatch.setattr("transformers_jakiro.tune.TREE_SIZES", (1, 97))
+    monkeypatch.setattr(
+        "transformers_jakiro.measuring.tune.tune.__defaults__", ((0.0,), (2,), (2,), 1, lambda *_: None)
+    )
+    monkeypatch.setattr("transformers_jakiro.measuring.tune.TREE_SIZES", (1, 97))
     folder, report = tmp_path / "draft", tmp_path / "report.json"
-    shutil.copytree(PAIR / "draft", folder)
+    shutil.copytree(DRAFT, folder)
     before = json.loads((folder / "config.json").read_text())
-    arguments = ["tune", str(PAIR / "prompts.jsonl"), "--target", str(PAIR / "target"), "--draft", str(folder)]
+    arguments = ["tune", str(PROMPTS), "--target", str(TARGET), "--draft", str(folder)]
     options = ["--limit", "3", "--max-new-tokens", "16", "--dtype", "float32", "--temperature", "0"]
     assert main([*arguments, *options, "--batch-size", "2", "1", "--report", str(report)]) == 0
     results = json.loads(report.read_text())
@@ -170,13 +174,15 @@ def test_trees_that_lose_are_said_to(tmp_path, capsys, monkeypatch):
         runs = [Run("a", 0, 5, 10, seconds, True, [2]) for seconds in range(1, len(shapes) + 2)]
         return [Measured(shape, [run]) for shape, run in zip((None, *shapes), runs, strict=True)]
 
-    monkeypatch.setattr("transformers_jakiro.tune.tune.__defaults__", ((0.0,), (2,), (2,), 1, lambda *_: None))
-    monkeypatch.setattr("transformers_jakiro.tune.TREE_SIZES", (1, 97))
-    monkeypatch.setattr("transformers_jakiro.tune.measure", measure_slow_trees)
-    models = ["--target", str(PAIR / "target"), "--draft", str(PAIR / "draft"), "--dtype", "float32"]
+    monkeypatch.setattr(
+        "transformers_jakiro.measuring.tune.tune.__defaults__", ((0.0,), (2,), (2,), 1, lambda *_: None)
+    )
+    monkeypatch.setattr("transformers_jakiro.measuring.tune.TREE_SIZES", (1, 97))
+    monkeypatch.setattr("transformers_jakiro.measuring.tune.measure", measure_slow_trees)
+    models = ["--target", str(TARGET), "--draft", str(DRAFT), "--dtype", "float32"]
     options = ["--output", str(tmp_path / "out"), "--report", str(tmp_path / "report.json"), "--batch-size", "2"]
     options += ["--limit", "2", "--max-new-tokens", "16", "--temperature", "0"]
-    assert main(["tune", str(PAIR / "prompts.jsonl"), *models, *options]) == 0
+    assert main(["tune", str(PROMPTS), *models, *options]) == 0
     text = capsys.readouterr().out
     assert "plain generate is faster than any tree of this drafter for batches of 2." in text
     report = json.loads((tmp_path / "report.json").read_text())
@@ -185,7 +191,7 @@ def test_trees_that_lose_are_said_to(tmp_path, capsys, monkeypatch):
     assert {"tree_depth": 2, "tree_width": 2, "num_draft_tokens": 1, "tree_top_k": 32} in trees
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["batch_trees"] == {"2": report["best"]} == {"2": trees[1]}
-    assert config["tree_depth"] == json.loads((PAIR / "draft" / "config.json").read_text())["tree_depth"]
+    assert config["tree_depth"] == json.loads((DRAFT / "config.json").read_text())["tree_depth"]
 
 
 def test_trees_in_a_config():
@@ -249,7 +255,7 @@ def test_what_cannot_be_tuned(tmp_path, benchmark, prompts, monkeypatch, capsys)
     assert main(["tune", "--target", "a", "--draft", "b", "--batch-size", "0"]) == 1
     assert "`--batch-size` must be at least 1, got [0]" in capsys.readouterr().err
     for draft, message in (("org/drafter", "`--output`"), (str(tmp_path), "no config.json")):
-        assert main(["tune", "--target", str(PAIR / "target"), "--draft", draft]) == 1
+        assert main(["tune", "--target", str(TARGET), "--draft", draft]) == 1
         assert message in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"`--batch-size` must be at least 1, got \[4, 0\]"):
         tune(benchmark, prompts, batch_sizes=[4, 0])

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from jakiro_cli import main
-from transformers_jakiro.answering import Answer, Pair, Step, shipped_prompts
-from transformers_jakiro.tree import DraftTree
-from transformers_jakiro.ui import answer_html, build_page, launch, panel_html, tree_html, verdict_html
+from transformers_jakiro.apps.answering import Answer, Pair, Step
+from transformers_jakiro.apps.ui import answer_html, build_page, launch, panel_html, tree_html, verdict_html
+from transformers_jakiro.core.tree import DraftTree
+from transformers_jakiro.pair import prompts
 
-QUESTION = shipped_prompts()[1]
+QUESTION = prompts()[1]
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +269,7 @@ def test_messages(page, pair):
 
 def test_several_users_queue(page, pair):
     first, second = page(), page()
-    other = shipped_prompts()[4]
+    other = prompts()[4]
     ask(first)
     ask(second, other)
     second.wait_for_selector("#verdict b")

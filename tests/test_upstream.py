@@ -1,6 +1,6 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
-"""What `_compat` takes from the insides of transformers. If one of these fails, that file is the one to look at."""
+"""What `compat` takes from the insides of transformers. If one of these fails, that file is the one to look at."""
 
 import inspect
 
@@ -23,7 +23,7 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 from transformers.generation.utils import GENERATION_MODES_MAPPING
 from transformers.integrations.peft import maybe_load_adapters
 
-from transformers_jakiro import _compat
+from transformers_jakiro.core import compat
 
 pytestmark = pytest.mark.compat
 
@@ -61,7 +61,7 @@ def test_further_parameters(name, parameters):
 
 
 def test_signature_check_agrees():
-    _compat.check_signatures()
+    compat.check_signatures()
 
 
 def test_finding_adapters(monkeypatch):
@@ -70,7 +70,7 @@ def test_finding_adapters(monkeypatch):
     assert list(parameters) == ["pretrained_model_name_or_path", "download_kwargs", "adapter_kwargs"]
     adapter_kwargs = {"_adapter_model_path": "adapter", "revision": "a"}  # as the Auto classes give it
     options = {"adapter_kwargs": adapter_kwargs, "cache_dir": "cache", "token": None, "dtype": "auto"}
-    found = _compat.find_adapter("base", options)
+    found = compat.find_adapter("base", options)
     assert found == ("base", "adapter", {"cache_dir": "cache", "revision": "a"})
     assert "_adapter_model_path" in adapter_kwargs
 
@@ -106,7 +106,7 @@ def test_arguments_of_a_decoding_loop():
     assert seen["position_ids"].shape == (1, 4)
     assert seen["position_ids"][0, 1:].tolist() == [0, 1, 2]
     assert seen["config"].max_length == 7
-    max_length, end_tokens, others = _compat.host_criteria(seen["criteria"])
+    max_length, end_tokens, others = compat.host_criteria(seen["criteria"])
     assert (max_length, end_tokens, len(others)) == (7, {5, 6}, 0)
 
 
@@ -118,7 +118,7 @@ def test_criteria_attributes():
 
 def test_stateful_models_say_so():
     assert MambaForCausalLM._is_stateful
-    assert not _compat.is_stateful(make_target())
+    assert not compat.is_stateful(make_target())
 
 
 def test_candidate_generator_protocol():
@@ -155,7 +155,7 @@ def test_keeping_nodes(prefix, kept):
             for node in kept:
                 plain.update(new[..., node : node + 1, :], -new[..., node : node + 1, :], layer)
         is_prefix = kept == list(range(len(kept)))
-        _compat.keep_nodes(cache, 7, torch.tensor(kept), is_prefix)
+        compat.keep_nodes(cache, 7, torch.tensor(kept), is_prefix)
         for ours, expected in zip(cache.layers, plain.layers, strict=True):
             assert ours.get_seq_length() == expected.get_seq_length() == start + len(kept)
             assert torch.equal(ours.keys, expected.keys)
@@ -168,7 +168,7 @@ def test_prefixes_are_not_copied():
     cache.update(states(50), states(50), 0)
     cache.update(states(7), states(7), 0)
     memory = cache.layers[0].keys.data_ptr()
-    _compat.keep_nodes(cache, 7, torch.tensor([0, 3, 5]), False)
+    compat.keep_nodes(cache, 7, torch.tensor([0, 3, 5]), False)
     assert cache.layers[0].keys.data_ptr() == memory
     assert cache.layers[0].keys[0, 0, -3:, 0].tolist() == [0, 3, 5]
 
@@ -185,13 +185,13 @@ def test_crop_takes_negative_numbers():
 def test_kinds_of_cache_layers():
     assert issubclass(QuantizedLayer, DynamicLayer)
     assert not issubclass(StaticLayer, DynamicLayer)
-    assert _compat.check_cache(DynamicCache(), GenerationConfig()) is None
+    assert compat.check_cache(DynamicCache(), GenerationConfig()) is None
     windowed = DynamicCache(config=make_target("gemma3", window=9).config)
-    assert _compat.check_cache(windowed, GenerationConfig()) is None
+    assert compat.check_cache(windowed, GenerationConfig()) is None
 
 
 def test_compiling_on_all_devices():
     assert CompileConfig()._compile_all_devices is None
-    assert _compat.compile_everywhere().to_dict() == CompileConfig().to_dict()  # what `torch.compile` gets
+    assert compat.compile_everywhere().to_dict() == CompileConfig().to_dict()  # what `torch.compile` gets
     criteria = inspect.getsource(GenerationMixin._valid_auto_compile_criteria)
     assert "compile_config._compile_all_devices" in criteria

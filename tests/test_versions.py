@@ -14,7 +14,8 @@ import pytest
 from packaging.requirements import Requirement
 
 import transformers_jakiro
-from transformers_jakiro import UnsupportedVersionError, versions
+from transformers_jakiro import UnsupportedVersionError
+from transformers_jakiro.core import versions
 
 pytestmark = pytest.mark.compat
 

@@ -16,7 +16,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from transformers_jakiro import JakiroDraftConfig, JakiroDraftModel
-from transformers_jakiro.trainer import JakiroTrainer, JakiroTrainingArguments
+from transformers_jakiro.training.trainer import JakiroTrainer, JakiroTrainingArguments
 
 VOCAB = 12
 

@@ -6,7 +6,7 @@ Extension of griffe, which reads the package for the API reference: makes Markdo
     Args:
         tokens, scores (`[B, C]`): the candidates.          - **tokens**, **scores** (`[B, C]`): the candidates.
 
-and links of [`DraftTree`], [`~DraftTree.num_nodes`] or [`~transformers_jakiro.tree.DraftTree`].
+and links of [`DraftTree`], [`~DraftTree.num_nodes`] or [`~transformers_jakiro.core.tree.DraftTree`].
 """
 
 import re

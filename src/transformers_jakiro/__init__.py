@@ -9,7 +9,7 @@ loop for Jakiro drafters; it has no other side effect. The trainer is imported o
 """
 # ruff: noqa: E402 - the versions are checked before imports that fail on unsupported ones
 
-from .versions import IncompatibleTransformersError, UnsupportedVersionError, check_versions
+from .core.versions import IncompatibleTransformersError, UnsupportedVersionError, check_versions
 
 check_versions()
 
@@ -19,14 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoModel
 
-from .batch import JakiroGenerateOutput
-from .candidate_generator import JakiroCandidateGenerator
-from .configuration_jakiro import JakiroDraftConfig
-from .generation import StepStreamer, install_generation_hook, jakiro_generate, remove_generation_hook
-from .modeling_jakiro import JakiroDraftModel, JakiroDraftOutput
+from .core.batch import JakiroGenerateOutput
+from .core.candidate_generator import JakiroCandidateGenerator
+from .core.configuration_jakiro import JakiroDraftConfig
+from .core.generation import StepStreamer, install_generation_hook, jakiro_generate, remove_generation_hook
+from .core.modeling_jakiro import JakiroDraftOutput
+from .drafter import JakiroDraftModel
 
 if TYPE_CHECKING:
-    from .trainer import JakiroTrainer, JakiroTrainingArguments
+    from .training.trainer import JakiroTrainer, JakiroTrainingArguments
 
 __version__ = "0.1.0"
 

@@ -1,0 +1,113 @@
+# Copyright 2026 The transformers-jakiro authors.
+# Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
+"""Conversations: read from files and data sets, and rendered as a prompt."""
+
+import gzip
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"} | {
+    role: role for role in ("system", "user", "assistant", "tool")
+}
+
+# of local files; everything else is taken for JSON lines
+_DATASETS_FORMATS = ("json", "csv", "parquet", "arrow")
+
+
+def read_conversations(
+    path_or_id: str | Path, split: str = "train", limit: int | None = None
+) -> Sequence[dict[str, Any]]:
+    """
+    The rows of a dataset: a file of JSON lines, plain or gzipped (`.gz`), or what `datasets.load_dataset` reads: a Hub
+    id, a folder, a `.json`, `.csv`, `.parquet` or `.arrow` file.
+
+    Args:
+        path_or_id (`str` or `Path`): file, folder or Hub id.
+        split (`str`): of a Hub id or a folder.
+        limit (`int`, *optional*): how many rows, from the first on.
+
+    Raises:
+        ValueError: if a line is not a JSON object.
+        OSError: if there is no such file or dataset, or if `datasets` is needed and not installed.
+    """
+    path = Path(path_or_id)
+    file_format = path.name.removesuffix(".gz").rpartition(".")[2]
+    if path.is_file() and file_format not in _DATASETS_FORMATS:
+        return list(islice(_read_json_lines(path), limit))
+    if not path.exists() and (path.is_absolute() or file_format in ("jsonl", *_DATASETS_FORMATS)):
+        raise FileNotFoundError(f"{path} does not exist. Give a file of conversations or the id of a Hub dataset.")
+    try:
+        import datasets
+    except ImportError as error:
+        raise OSError(
+            f"Reading {path_or_id} takes the `datasets` package (`pip install datasets`). Without it, give a file of "
+            "JSON lines (`.jsonl`, `.jsonl.gz`)."
+        ) from error
+    if path.is_file():
+        rows = datasets.load_dataset(file_format, data_files=str(path), split="train")
+    else:
+        rows = datasets.load_dataset(str(path_or_id), split=split)
+    return rows if limit is None else rows.select(range(min(limit, len(rows))))
+
+
+def _read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: {error}. Each line must be one JSON object.") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, line {number}: got {type(row).__name__}, each line must be a JSON object.")
+            yield row
+
+
+def from_sharegpt(turns: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """ShareGPT's `from` and `value` as `role` and `content`; answers to nothing at the beginning are left out."""
+    messages = []
+    for turn in turns:
+        role = turn.get("from") or turn.get("role")
+        if role not in _SHAREGPT_ROLES:
+            raise ValueError(f"A turn of `conversations` is from {role!r}, expected one of {sorted(_SHAREGPT_ROLES)}.")
+        content = turn["value"] if turn.get("value") is not None else turn.get("content")
+        messages.append({"role": _SHAREGPT_ROLES[role], "content": content})
+    first = next((i for i, message in enumerate(messages) if message["role"] != "assistant"), len(messages))
+    return messages[first:]
+
+
+def encode_conversation(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], device: torch.device
+) -> dict[str, torch.Tensor]:
+    """
+    A conversation as the chat template frames it, ready to be answered; the bare text if there is no template.
+
+    Returns:
+        `input_ids` and `attention_mask`, `[1, T]`.
+
+    Raises:
+        ValueError: if the template refuses the conversation.
+    """
+    if tokenizer.chat_template is None:
+        inputs = tokenizer("\n\n".join(message["content"] for message in messages), return_tensors="pt")
+    else:
+        try:
+            inputs = tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+        except TemplateError as error:
+            roles = [message["role"] for message in messages]
+            raise ValueError(f"The chat template refuses a conversation of the roles {roles}: {error}") from error
+    return {name: inputs[name].to(device) for name in ("input_ids", "attention_mask")}
+
+
+__all__ = ["encode_conversation", "from_sharegpt", "read_conversations"]
