@@ -19,19 +19,24 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig, AutoModel
 
-from .core.batch import JakiroGenerateOutput
-from .core.candidate_generator import JakiroCandidateGenerator
+from .candidate_generator import JakiroCandidateGenerator
 from .core.configuration_jakiro import JakiroDraftConfig
-from .core.generation import StepStreamer, install_generation_hook, jakiro_generate, remove_generation_hook
+from .core.drafting import register_drafter
+from .core.generation import install_generation_hook, jakiro_generate, remove_generation_hook
+from .core.jakiro_drafter import JakiroDrafter
 from .core.modeling_jakiro import JakiroDraftOutput
+from .core.outputs import JakiroGenerateOutput
+from .core.streaming import StepStreamer
 from .drafter import JakiroDraftModel
 
 if TYPE_CHECKING:
-    from .training.trainer import JakiroTrainer, JakiroTrainingArguments
+    from .training.arguments import JakiroTrainingArguments
+    from .training.trainer import JakiroTrainer
 
 __version__ = "0.1.0"
 
-_LAZY = {"JakiroTrainer": ".trainer", "JakiroTrainingArguments": ".trainer"}  # they import PEFT and accelerate
+# imported on first access, as they import PEFT and accelerate
+_LAZY = {"JakiroTrainer": ".training.trainer", "JakiroTrainingArguments": ".training.arguments"}
 
 
 def __getattr__(name: str) -> Any:
@@ -47,6 +52,7 @@ def __dir__() -> list[str]:
 
 AutoConfig.register(JakiroDraftConfig.model_type, JakiroDraftConfig, exist_ok=True)
 AutoModel.register(JakiroDraftConfig, JakiroDraftModel, exist_ok=True)
+register_drafter(JakiroDraftConfig, JakiroDrafter)
 try:
     install_generation_hook()
 except IncompatibleTransformersError as error:  # the package stays usable without the hook
@@ -67,5 +73,6 @@ __all__ = [
     "UnsupportedVersionError",
     "install_generation_hook",
     "jakiro_generate",
+    "register_drafter",
     "remove_generation_hook",
 ]

@@ -7,9 +7,11 @@ the size of a forward decides in its last bits.
 """
 
 import time
+from collections.abc import Sequence
 
 import torch
 
+from .drafting import Budget
 from .tree import DraftTree
 
 # weight of the past when a step is added to a mean
@@ -25,10 +27,24 @@ _TRIALS = 2
 _TRIAL_DEPTH, _DEEPER_EVERY = 3, 8
 
 
-class AdaptiveSchedule:
+class ConstantSchedule:
+    """Trees as the drafter makes them."""
+
+    def budget(self, tokens_left: int, chain: bool = False) -> Budget:
+        """Starts a step: what its tree may cost, where `tokens_left` tokens may still be generated."""
+        return Budget(max_depth=tokens_left - 1, chain=chain)
+
+    def resize(self, tree: DraftTree) -> DraftTree:
+        """The part of a tree to verify."""
+        return tree
+
+    def record(self, tree: DraftTree, emitted: Sequence[Sequence[int]]) -> None:
+        """Ends a step: it sent `tree` to the target, and `emitted` tokens to each row."""
+
+
+class AdaptiveSchedule(ConstantSchedule):
     """
-    State of one generation. Per step: [`~AdaptiveSchedule.wants_tree`], then draft a tree of `depth` levels and
-    [`~AdaptiveSchedule.resize`] it, then [`~AdaptiveSchedule.record`] what came out.
+    Trees sized by what the steps of a generation have brought and cost.
 
     A step with a tree of L levels of which the M likeliest nodes are verified is taken to last `a + b · M` seconds and
     `f` for each of the drafter's forwards, and to emit `1 + c · Σ p` tokens, with p the probabilities of the nodes'
@@ -37,11 +53,12 @@ class AdaptiveSchedule:
 
     Args:
         depth (`int`): levels of a whole tree.
-        two_levels (`bool`): whether the last level has no forward of its own.
+        levels_without_forward (`int`): of these, how many cost no forward of the drafter.
     """
 
-    def __init__(self, depth: int, two_levels: bool = False):
-        self.depth, self._two_levels = min(depth, _TRIAL_DEPTH), two_levels
+    def __init__(self, depth: int, levels_without_forward: int = 0):
+        self.depth = min(depth, _TRIAL_DEPTH)
+        self._levels_without_forward = levels_without_forward
         self._steps = 0
         self._trials = 0  # drafted steps
         self._allowance, self._paused = _ALLOWANCE, False
@@ -55,11 +72,11 @@ class AdaptiveSchedule:
         self._expectation: float | None = None
         self._start = self._drafting = 0.0
 
-    def wants_tree(self) -> bool:
-        """Starts a step. Whether to draft in it; if not, the target is run on the last token alone."""
+    def budget(self, tokens_left: int, chain: bool = False) -> Budget:
         self._start, self._drafting = time.perf_counter(), 0.0
         self._steps += 1
-        return self._steps not in _PLAIN_STEPS and not self._paused
+        is_plain = self._steps in _PLAIN_STEPS or self._paused
+        return Budget(max_depth=0 if is_plain else tokens_left - 1, depth=self.depth, chain=chain)
 
     def resize(self, tree: DraftTree) -> DraftTree:
         """The part of a tree that pays best, `[B, M + 1]` nodes."""
@@ -81,9 +98,10 @@ class AdaptiveSchedule:
         self._expectation = float(expected[size - 1])
         return _best_nodes(tree, order[:, :size]) if size < len(expected) else tree
 
-    def record(self, tree: DraftTree, num_emitted: float) -> None:
-        """Ends a step: it sent `tree` to the target and emitted so many tokens; of a batch, the mean of its rows."""
+    def record(self, tree: DraftTree, emitted: Sequence[Sequence[int]]) -> None:
         seconds, nodes = time.perf_counter() - self._start, tree.num_nodes - 1
+        counts = [len(tokens) for tokens in emitted if tokens]
+        num_emitted = sum(counts) / len(counts)  # mean of the rows that have not ended before
         if nodes == 0:
             if self._steps > 1:
                 self._plain.add(seconds)
@@ -146,7 +164,7 @@ class AdaptiveSchedule:
         return min(max(self._accepted.value / self._expected.value, 0.1), 2.0)
 
     def _num_forwards(self, depth: int) -> int:
-        return max(1, depth - self._two_levels)
+        return max(1, depth - self._levels_without_forward)
 
     def _plan(self) -> None:
         """Chooses L."""
@@ -177,7 +195,7 @@ class _Mean:
         self.value += share * (value - self.value)
 
 
-def _best_nodes(tree: DraftTree, nodes: torch.LongTensor) -> DraftTree:
+def _best_nodes(tree: DraftTree, nodes: torch.Tensor) -> DraftTree:
     """The root and the given nodes `[B, M]` (counted without it) of a tree. They must hold their ancestors."""
     kept = torch.nn.functional.pad(nodes.sort(dim=-1).values + 1, (1, 0)).to(tree.tokens.device)
     place = torch.zeros_like(tree.parents).scatter_(
@@ -187,8 +205,8 @@ def _best_nodes(tree: DraftTree, nodes: torch.LongTensor) -> DraftTree:
         tokens=tree.tokens.gather(1, kept),
         parents=place.gather(1, tree.parents.gather(1, kept)),
         max_depth=tree.max_depth,
-        scores=tree.scores.gather(1, kept),
+        scores=None if tree.scores is None else tree.scores.gather(1, kept),
     )
 
 
-__all__ = ["AdaptiveSchedule"]
+__all__ = ["AdaptiveSchedule", "ConstantSchedule"]

@@ -11,17 +11,22 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
+from .compat import commit_of
+
 # keys of transformers that have no place in a drafter's config.json: labels, which would be made for any `num_labels`,
 # and what makes `from_pretrained` load other weights, or kernels from the Hub
 _IGNORED_KEYS = (
-    *("num_labels", "id2label", "label2id", "sub_configs", "transformers_weights", "fusion_config"),
-    *(
-        "distributed_config",
-        "attn_implementation",
-        "_attn_implementation",
-        "experts_implementation",
-        "_experts_implementation",
-    ),
+    "num_labels",
+    "id2label",
+    "label2id",
+    "sub_configs",
+    "transformers_weights",
+    "fusion_config",
+    "distributed_config",
+    "attn_implementation",
+    "_attn_implementation",
+    "experts_implementation",
+    "_experts_implementation",
 )
 # no drafter is larger; a config.json that says so is not worth the attempt to build it
 _LARGEST = {
@@ -30,6 +35,21 @@ _LARGEST = {
     2**24: ("vocab_size", "draft_vocab_size", "head_dim", "expert_intermediate_size", "num_draft_tokens"),
 }
 
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "target_hidden_size",
+    "num_experts",
+    "expert_intermediate_size",
+    "tree_depth",
+    "tree_top_k",
+    "tree_width",
+    "num_draft_tokens",
+)
 _TREE_FIELDS = ("tree_depth", "tree_width", "tree_top_k", "num_draft_tokens")
 
 
@@ -210,27 +230,22 @@ class JakiroDraftConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.check_consistency()
 
-    def check_consistency(self):
-        """Cross-field rules. Runs at construction, and again before each generation (values may be changed later)."""
-        for name in (
-            *(
-                "vocab_size",
-                "hidden_size",
-                "num_hidden_layers",
-                "num_attention_heads",
-                "num_key_value_heads",
-                "head_dim",
-            ),
-            *(
-                "target_hidden_size",
-                "num_experts",
-                "expert_intermediate_size",
-                "tree_depth",
-                "tree_top_k",
-                "tree_width",
-                "num_draft_tokens",
-            ),
-        ):
+    def check_consistency(self) -> None:
+        """
+        Checks rules across fields, at construction and again before each generation, as values may be changed later.
+
+        Raises:
+            ValueError: naming the rule and the values that break it.
+        """
+        self._check_ranges()
+        self._check_features()
+        self._check_fusion()
+        self._check_attention()
+        self._check_experts()
+        self._check_trees()
+
+    def _check_ranges(self) -> None:
+        for name in _SIZES:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         for limit, sizes in _LARGEST.items():
@@ -243,20 +258,25 @@ class JakiroDraftConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"`{name}` must be a positive number, got {value}.")
+
+    def _check_features(self) -> None:
         layers = self.feature_layers
         if layers is not None and (not layers or min(layers) < 0 or sorted({*layers}) != layers):
             raise ValueError(
                 "`feature_layers` must be increasing indices of the target's hidden states, 0 or more, or None for "
                 f"the last ones alone; got {layers}."
             )
-        self._check_fusion()
-        if self.num_attention_heads % self.num_key_value_heads != 0:
+
+    def _check_attention(self) -> None:
+        if self.num_key_value_heads is not None and self.num_attention_heads % self.num_key_value_heads != 0:
             raise ValueError(
                 "`num_attention_heads` must be a multiple of `num_key_value_heads`, "
                 f"got {self.num_attention_heads} and {self.num_key_value_heads}."
             )
-        if self.head_dim % 2 != 0:
+        if self.head_dim is not None and self.head_dim % 2 != 0:
             raise ValueError(f"`head_dim` must be even (rotary embeddings turn pairs), got {self.head_dim}.")
+
+    def _check_experts(self) -> None:
         expected_experts_per_tok = min(2, self.num_experts)
         if self.num_experts_per_tok != expected_experts_per_tok:
             raise ValueError(
@@ -269,6 +289,8 @@ class JakiroDraftConfig(PreTrainedConfig):
                 f"`head_mode='{self.head_mode}'` needs two experts to tell apart, got `num_experts=1`. "
                 "Use `head_mode='single'` for the dense layer of EAGLE, or `num_experts=2`."
             )
+
+    def _check_trees(self) -> None:
         vocabulary = "vocab_size" if self.draft_vocab_size is None else "draft_vocab_size"
         num_tokens = getattr(self, vocabulary)  # that can be drafted
         if num_tokens > self.vocab_size:
@@ -438,7 +460,7 @@ class JakiroDraftConfig(PreTrainedConfig):
                 "rope_theta": float(rope_parameters.get("rope_theta", 10000.0)),
             },
             "target_name_or_path": getattr(target_config, "_name_or_path", None) or None,
-            "target_revision": getattr(target_config, "_commit_hash", None),
+            "target_revision": commit_of(target_config),
             "bos_token_id": getattr(text_config, "bos_token_id", None),
             "eos_token_id": getattr(text_config, "eos_token_id", None),
             "pad_token_id": getattr(text_config, "pad_token_id", None),

@@ -7,17 +7,14 @@ states (arXiv 2502.06282, section 3).
 Symbols in shape comments: B batch, T positions, H hidden size, N experts, I inner width of one expert, M mixtures.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from inspect import signature
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
-from transformers import Cache, PreTrainedModel
+from transformers import Cache
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -25,8 +22,9 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, eager
 from transformers.utils import ModelOutput
 
 from . import compat
-from .checkpoint import check_folder
+from .attention import pack_heads, unpack_heads
 from .configuration_jakiro import JakiroDraftConfig
+from .loading import StrictModel
 
 if TYPE_CHECKING:
     from .target import Target
@@ -52,11 +50,20 @@ class JakiroDraftOutput(ModelOutput):
             Routing logits of the last layer.
     """
 
-    last_hidden_state: torch.Tensor | None = None
+    last_hidden_state: torch.Tensor
     contrastive_hidden_state: torch.Tensor | None = None
     expert_hidden_states: torch.Tensor | None = None
     cache: Cache | None = None
     router_logits: torch.Tensor | None = None
+
+
+def _required(size: int | None) -> int:
+    """A size that the config has filled in."""
+    if size is None:
+        raise ValueError(
+            "A size of the drafter's config is None. Make it with `JakiroDraftConfig(...)`, which fills it in."
+        )
+    return size
 
 
 class JakiroRMSNorm(nn.RMSNorm):
@@ -73,9 +80,9 @@ class JakiroAttention(nn.Module):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
-        self.head_dim = config.head_dim
+        self.head_dim = _required(config.head_dim)
         self.num_heads = config.num_attention_heads
-        self.num_key_value_heads = config.num_key_value_heads
+        self.num_key_value_heads = _required(config.num_key_value_heads)
         self.num_key_value_groups = self.num_heads // self.num_key_value_heads
         self.scaling = self.head_dim**-0.5
         self.is_causal = True
@@ -96,6 +103,7 @@ class JakiroAttention(nn.Module):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None,
         cache: Cache | None,
+        packed_heads: int = 1,
         **kwargs: Any,
     ) -> torch.Tensor:
         batch_size, length = hidden_states.shape[:2]
@@ -106,13 +114,10 @@ class JakiroAttention(nn.Module):
         query, key = rotated.split((self.num_heads, self.num_key_value_heads), dim=1)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
-        groups = self.num_key_value_groups
         implementation, dense_mask = self.config._attn_implementation, isinstance(attention_mask, torch.Tensor)
-        # the mask has a row for each query head of a group: they become rows of one head, as otherwise keys and values
-        # would be copied once per query head
-        packed = dense_mask and groups > 1 and attention_mask.shape[-2] == groups * length
+        packed = packed_heads > 1
         if packed:
-            query = query.reshape(batch_size, self.num_key_value_heads, groups * length, self.head_dim)
+            query = pack_heads(query, self.num_key_value_heads)  # [B, key/value heads, G * T, D]
         if packed and implementation in ("sdpa", "flex_attention"):  # flex takes no dense masks
             output = nn.functional.scaled_dot_product_attention(
                 query, key, value, attention_mask, self.dropout, scale=self.scaling
@@ -131,9 +136,8 @@ class JakiroAttention(nn.Module):
                 scaling=self.scaling,
                 **kwargs,
             )
-        if packed:  # [B, groups * T, key/value heads, head_dim]
-            output = output.view(batch_size, groups, length, self.num_key_value_heads, self.head_dim)
-            output = output.permute(0, 2, 3, 1, 4)
+        if packed:
+            output = unpack_heads(output, packed_heads)  # [B, T, heads, D]
         return self.o_proj(output.reshape(batch_size, length, -1))
 
 
@@ -150,7 +154,7 @@ class JakiroExperts(nn.Module):
         super().__init__()
         self.num_experts = config.num_experts
         self.gated = config.gated_experts
-        inner_size = config.num_experts * config.expert_intermediate_size
+        inner_size = config.num_experts * _required(config.expert_intermediate_size)
         if self.gated:
             # gate projections of all experts, then up projections of all experts
             self.gate_up_proj = nn.Linear(config.hidden_size, 2 * inner_size, bias=False)
@@ -286,7 +290,7 @@ class JakiroFeatureFusion(nn.Module):
     def __init__(self, config: JakiroDraftConfig):
         super().__init__()
         input_size = config.target_hidden_size or config.hidden_size
-        num_layers = len(config.feature_layers)
+        num_layers = len(config.feature_layers or ())
         kind = "each" if config.fusion == "linear" else config.fusion_norm
         num_norms = {"each": num_layers, "all": 1, None: 0}[kind]
         self.norms = nn.ModuleList(
@@ -302,7 +306,64 @@ class JakiroFeatureFusion(nn.Module):
         return self.proj(torch.cat([norm(part) for norm, part in zip(self.norms, parts, strict=True)], dim=-1))
 
 
-class JakiroDraftPreTrainedModel(compat.StrictLoading, PreTrainedModel):
+class LinearFusion:
+    """
+    `fusion="linear"` (paper section 3.1): one product with embedding and feature. Further layers of the target add to
+    the feature.
+    """
+
+    @staticmethod
+    def add_modules(model: Any) -> None:
+        """Gives a model what fusing takes."""
+        config = model.config
+        model.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=config.fusion_bias)
+
+    @staticmethod
+    def first_layer(config: JakiroDraftConfig) -> JakiroDecoderLayer:
+        return JakiroDecoderLayer(config, 0)
+
+    @staticmethod
+    def fuse(
+        model: Any, embeddings: torch.Tensor, features: torch.Tensor, further: torch.Tensor | None
+    ) -> torch.Tensor:
+        """
+        What the first layer reads, `[B, T, H]`, of embeddings and features `[B, T, H]` and the hidden states of
+        further layers `[B, T, layers * H]`.
+        """
+        if further is not None:
+            features = features + model.feature_fusion(further)  # [B, T, H]
+        return model.fc(torch.cat((embeddings, features), dim=-1))  # [B, T, H]
+
+
+class Eagle3Fusion:
+    """`fusion="eagle3"`: further layers of the target are the feature, and the first layer reads both side by side."""
+
+    @staticmethod
+    def add_modules(model: Any) -> None:
+        """Gives a model what its head needs: its features are not normed."""
+        config = model.config
+        if not config.final_norm:
+            model.head_norm = JakiroRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    @staticmethod
+    def first_layer(config: JakiroDraftConfig) -> JakiroDecoderLayer:
+        return Eagle3InputLayer(config)
+
+    @staticmethod
+    def fuse(
+        model: Any, embeddings: torch.Tensor, features: torch.Tensor, further: torch.Tensor | None
+    ) -> torch.Tensor:
+        """As [`LinearFusion.fuse`], to `[B, T, 2 * H]`."""
+        if further is not None:  # else the features are the drafter's own
+            features = model.feature_fusion(further)  # [B, T, H]
+        return torch.cat((embeddings, features), dim=-1)  # [B, T, 2 * H]
+
+
+FUSIONS: dict[str, Any] = {"linear": LinearFusion, "eagle3": Eagle3Fusion}
+
+
+class JakiroDraftPreTrainedModel(StrictModel):
+    config: JakiroDraftConfig
     config_class = JakiroDraftConfig
     base_model_prefix = ""
     main_input_name = "inputs_embeds"
@@ -350,25 +411,25 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
     ```
     """
 
+    fc: nn.Linear  # of `fusion="linear"`
+    feature_fusion: JakiroFeatureFusion  # with `feature_layers`
+
     def __init__(self, config: JakiroDraftConfig):
         super().__init__(config)
-        eagle3 = config.fusion == "eagle3"
-        if not eagle3:
-            self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=config.fusion_bias)
+        self._fusion = FUSIONS[config.fusion]
+        self._fusion.add_modules(self)
         if config.feature_layers is not None:
             self.feature_fusion = JakiroFeatureFusion(config)
         self.layers = nn.ModuleList(
-            Eagle3InputLayer(config) if eagle3 and i == 0 else JakiroDecoderLayer(config, i)
+            self._fusion.first_layer(config) if i == 0 else JakiroDecoderLayer(config, i)
             for i in range(config.num_hidden_layers)
         )
         self.norm = JakiroRMSNorm(config.hidden_size, eps=config.rms_norm_eps) if config.final_norm else nn.Identity()
-        if eagle3 and not config.final_norm:
-            self.head_norm = JakiroRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         num_drafted = config.vocab_size if config.draft_vocab_size is None else config.draft_vocab_size
         self.lm_head = nn.Linear(config.hidden_size, num_drafted, bias=False) if config.own_head else None
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size) if config.own_embeddings else None
         try:
-            self.rotary_emb = LlamaRotaryEmbedding(config)
+            self.rotary_emb = LlamaRotaryEmbedding(config)  # type: ignore[arg-type]  # reads these fields only
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise ValueError(
                 f"`rope_parameters={config.rope_parameters}` are none that Transformers knows: {error!r}. Those of "
@@ -378,13 +439,14 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
         self.register_buffer("draft_token_ids", None if size is None else torch.full((size,), -1))
         self.post_init()
 
-    def rotary_factors(self, position_ids: torch.LongTensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def rotary_factors(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Cosine and signed sine of the rotary positions `[B, T]`, each `[B, 1, T, head_dim]`. A rotated vector is
         `x * cos + roll(x, head_dim / 2) * sin`.
         """
         # a weight that stays floating-point whatever the layers are quantized to: for its dtype and device
-        cos, sin = self.rotary_emb(self.layers[0].post_attention_layernorm.weight, position_ids)
+        first: Any = self.layers[0]
+        cos, sin = self.rotary_emb(first.post_attention_layernorm.weight, position_ids)
         sin[..., : sin.shape[-1] // 2].neg_()
         return cos.unsqueeze(1), sin.unsqueeze(1)
 
@@ -402,16 +464,17 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
             target ([`~transformers_jakiro.core.target.Target`]): gives its head, unless the drafter has its own.
         """
         head = self.lm_head or target.draft_head(self.draft_token_ids)
-        if self.config.fusion == "linear" or self.config.final_norm:
+        norm: Any = getattr(self, "head_norm", None)
+        if norm is None:
             return head
-        return lambda features: head(self.head_norm(features))
+        return lambda features: head(norm(features))
 
     def forward(
         self,
         inputs_embeds: torch.Tensor,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         cache: Cache | None = None,
         output_contrastive_hidden_state: bool = False,
@@ -431,8 +494,9 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
                 `fusion="eagle3"` does not read).
             attention_mask (`torch.Tensor`, *optional*):
                 None: causal. `(B, past + T)`: causal, positions with 0 are padding. `(B, 1, T, past + T)`: used as it
-                is, additive or boolean as the attention implementation wants it. `(B, 1, G * T, past + T)`, with G
-                query heads per key/value head: the same, repeated for each of them; fast for a few queries.
+                is, additive or boolean as the attention implementation wants it. With `packed_heads=G`, the number of
+                query heads per key/value head, `(B, 1, G * T, past + T)`: see
+                [`~transformers_jakiro.core.attention`].
             position_ids (`torch.LongTensor` of shape `(B, T)`, *optional*):
                 Positions in the drafter's own sequence of pairs, from 0. Default: those that follow the cache.
             position_embeddings (pair of `torch.Tensor`, *optional*):
@@ -446,13 +510,68 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
             ValueError: if the shapes of the two inputs differ, or an output is asked for that `head_mode` lacks.
             TypeError: if the cache is passed as `past_key_values`.
         """
+        self._check_inputs(inputs_embeds, hidden_states, kwargs)
+        self._check_outputs(output_contrastive_hidden_state, output_expert_hidden_states)
+        fused = self._fuse(inputs_embeds, hidden_states)  # [B, T, H], with `fusion="eagle3"` [B, T, 2 * H]
+        if position_ids is None and position_embeddings is None:
+            past_length = cache.get_seq_length() if cache is not None else 0
+            position_ids = torch.arange(fused.shape[1], device=fused.device)[None] + past_length  # [1, T]
+        if attention_mask is None or attention_mask.ndim != 4:
+            attention_mask = create_causal_mask(
+                config=self.config,
+                inputs_embeds=fused,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                **{compat.CACHE: cache},
+            )
+        if position_embeddings is None:
+            # under autocast, weights and hidden states differ in dtype
+            assert position_ids is not None
+            cos, sin = self.rotary_factors(position_ids)
+            position_embeddings = (cos.to(fused.dtype), sin.to(fused.dtype))
+        hidden_states, last = fused, len(self.layers) - 1
+        for index, layer in enumerate(self.layers):
+            mixtures, router_logits = layer(
+                hidden_states,
+                position_embeddings,
+                attention_mask,
+                cache,
+                contrastive=output_contrastive_hidden_state and index == last,
+                decoupled=output_expert_hidden_states and index == last,
+                **kwargs,
+            )  # [M, B, T, H], [B, T, N]
+            hidden_states = mixtures[0]  # [B, T, H]: the weighted sum of the experts
+        features = self.norm(mixtures)  # [M, B, T, H]
+        if self.config.feature_multiplier != 1:
+            features = features / self.config.feature_multiplier
+        return JakiroDraftOutput(
+            last_hidden_state=features[0],
+            contrastive_hidden_state=features[1] if output_contrastive_hidden_state else None,
+            expert_hidden_states=features[-2:] if output_expert_hidden_states else None,
+            cache=cache,
+            router_logits=router_logits if output_router_logits else None,
+        )
+
+    def _fuse(self, inputs_embeds: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+        """What the first layer reads, of embeddings `[B, T, H]` and features `[B, T, H]` or `[B, T, F]`."""
+        target_size = self.config.target_hidden_size or self.config.hidden_size
+        further = None  # hidden states of further layers, [B, T, F - target's H]
+        if hidden_states.shape[-1] != self.config.hidden_size:
+            further, hidden_states = hidden_states.tensor_split([-target_size], dim=-1)
+        if self.config.embedding_multiplier != 1:
+            inputs_embeds = inputs_embeds * self.config.embedding_multiplier
+        if self.config.feature_multiplier != 1:
+            hidden_states = hidden_states * self.config.feature_multiplier
+        return self._fusion.fuse(self, inputs_embeds, hidden_states, further)
+
+    def _check_inputs(self, inputs_embeds: torch.Tensor, hidden_states: torch.Tensor, kwargs: dict[str, Any]) -> None:
+        """Raises `ValueError` for shapes that do not fit, `TypeError` for the cache under another name."""
         if "past_key_values" in kwargs:  # it would go unnoticed to the attention
             raise TypeError(
                 "The drafter's key/value cache is called `cache`, got `past_key_values`. Pass `cache=...`."
             )
         hidden_size, further_layers = self.config.hidden_size, self.config.feature_layers or ()
-        target_size = self.config.target_hidden_size or hidden_size
-        widths = {hidden_size, (len(further_layers) + 1) * target_size}
+        widths = {hidden_size, (len(further_layers) + 1) * (self.config.target_hidden_size or hidden_size)}
         if (
             inputs_embeds.shape[:-1] != hidden_states.shape[:-1]
             or inputs_embeds.shape[-1] != hidden_size
@@ -464,239 +583,16 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
                 + (f" (or {max(widths)}, with those of `feature_layers` before)" if further_layers else "")
                 + f", got {tuple(inputs_embeds.shape)} and {tuple(hidden_states.shape)}."
             )
-        if output_contrastive_hidden_state and self.config.head_mode != "contrastive":
+
+    def _check_outputs(self, contrastive: bool, experts: bool) -> None:
+        """Raises `ValueError` if an output is asked for that this drafter does not have."""
+        if contrastive and self.config.head_mode != "contrastive":
             raise ValueError(
                 "Contrastive features need `head_mode='contrastive'`, this drafter has "
                 f"`head_mode='{self.config.head_mode}'`."
             )
-        if output_expert_hidden_states and self.config.num_experts == 1:
+        if experts and self.config.num_experts == 1:
             raise ValueError("`output_expert_hidden_states` needs at least two experts, this drafter has one.")
-
-        further = None  # hidden states of further layers
-        if hidden_states.shape[-1] != hidden_size:
-            further, hidden_states = hidden_states.tensor_split([-target_size], dim=-1)
-        if self.config.embedding_multiplier != 1:
-            inputs_embeds = inputs_embeds * self.config.embedding_multiplier
-        if self.config.feature_multiplier != 1:
-            hidden_states = hidden_states * self.config.feature_multiplier
-        eagle3 = self.config.fusion == "eagle3"
-        if further is not None:
-            fused = self.feature_fusion(further)
-            hidden_states = fused if eagle3 else hidden_states + fused
-        hidden_states = torch.cat((inputs_embeds, hidden_states), dim=-1)
-        if not eagle3:  # else the first layer reads both
-            hidden_states = self.fc(hidden_states)
-        if position_ids is None and position_embeddings is None:
-            past_length = cache.get_seq_length() if cache is not None else 0
-            position_ids = torch.arange(hidden_states.shape[1], device=hidden_states.device) + past_length
-            position_ids = position_ids.unsqueeze(0)
-        if attention_mask is None or attention_mask.ndim != 4:
-            attention_mask = create_causal_mask(
-                config=self.config,
-                inputs_embeds=hidden_states,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                **{compat.CACHE: cache},
-            )
-        if position_embeddings is None:
-            # under autocast, weights and hidden states differ in dtype
-            position_embeddings = tuple(x.to(hidden_states.dtype) for x in self.rotary_factors(position_ids))
-        last = len(self.layers) - 1
-        for index, layer in enumerate(self.layers):
-            mixtures, router_logits = layer(
-                hidden_states,
-                position_embeddings,
-                attention_mask,
-                cache,
-                contrastive=output_contrastive_hidden_state and index == last,
-                decoupled=output_expert_hidden_states and index == last,
-                **kwargs,
-            )
-            hidden_states = mixtures[0]
-        mixtures = self.norm(mixtures)
-        if self.config.feature_multiplier != 1:
-            mixtures = mixtures / self.config.feature_multiplier
-        return JakiroDraftOutput(
-            last_hidden_state=mixtures[0],
-            contrastive_hidden_state=mixtures[1] if output_contrastive_hidden_state else None,
-            expert_hidden_states=mixtures[-2:] if output_expert_hidden_states else None,
-            cache=cache,
-            router_logits=router_logits if output_router_logits else None,
-        )
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None, *model_args: Any, **kwargs: Any):
-        """
-        As [`~transformers.PreTrainedModel.from_pretrained`], but strict: a checkpoint that lacks a weight, holds one
-        that does not belong there, or holds NaN is an error, never a drafter that silently drafts nonsense; so are
-        tokens to draft that the target does not have. The folder
-        of a PEFT adapter gives the drafter that it was trained on, with the adapter; both must be complete.
-
-        Raises:
-            ValueError: naming the missing, unexpected, mismatched or non-finite weights, or what is wrong with
-                `draft_token_ids`.
-        """
-        base, adapter, adapter_options = compat.find_adapter(pretrained_model_name_or_path, kwargs)
-        if adapter is not None:
-            if adapter == base:
-                raise ValueError(
-                    f"{adapter} holds a whole drafter and an adapter. Move the adapter's two files to a folder of "
-                    "their own and load that, or the drafter without them."
-                )
-            if not base:
-                raise ValueError(
-                    f"The adapter in {adapter} does not tell its drafter (`base_model_name_or_path` is empty, as it "
-                    "was trained on one that had not been saved). Load that drafter, then "
-                    "`draft.load_adapter(...)`."
-                )
-            adapter_name = kwargs.pop("adapter_name", None)
-            kwargs.pop("adapter_kwargs", None)
-            loaded = cls.from_pretrained(base, *model_args, **kwargs)
-            model = loaded[0] if isinstance(loaded, tuple) else loaded
-            model.load_adapter(adapter, adapter_name, adapter_kwargs=adapter_options)
-            return loaded
-        wants_info = kwargs.pop("output_loading_info", False)
-        kwargs["ignore_mismatched_sizes"] = True  # here they are reported with the rest, and never ignored
-        kwargs.setdefault("use_safetensors", True)  # what drafters are saved as
-        path = pretrained_model_name_or_path
-        if path is not None and Path(path).is_dir():
-            check_folder(Path(path, kwargs.get("subfolder") or ""), with_config=kwargs.get("config") is None)
-        try:
-            model, info = super().from_pretrained(path, *model_args, output_loading_info=True, **kwargs)
-        except SafetensorError as error:
-            raise ValueError(f"The weights in {path} are damaged: {error}. Download or save them again.") from error
-        # saving copies the code only where it is that of the checkpoint, and then notes it again
-        vars(model.config).pop("auto_map", None)
-        cls.check_loaded(path, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
-        model.check_finite()
-        model.check_draft_vocabulary()
-        return (model, info) if wants_info else model
-
-    def load_adapter(self, peft_model_id: str | Path | None = None, adapter_name: str | None = None, **kwargs: Any):
-        """
-        As `load_adapter` of [`~transformers.PreTrainedModel`], but strict as [`~JakiroDraftModel.from_pretrained`] is,
-        and by default in the drafter's dtype.
-
-        Raises:
-            ValueError: naming the missing, unexpected or non-finite weights. The adapter is not loaded then.
-        """
-        adapter_name = adapter_name or "default"
-        info = super().load_adapter(peft_model_id, adapter_name, **{"dtype": self.dtype, **kwargs})
-        missing, unexpected = sorted(info.missing_keys), sorted(info.unexpected_keys)
-        try:
-            if missing or unexpected:
-                raise ValueError(
-                    f"{peft_model_id or 'the state dict'} does not hold an adapter of this {type(self).__name__}: "
-                    f"missing {missing or 'none'}, unexpected {unexpected or 'none'}. Load the drafter that the "
-                    "adapter was trained on first."
-                )
-            self.check_finite()
-        except ValueError:
-            compat.discard_adapter(self, adapter_name)
-            raise
-        return info
-
-    def save_pretrained(
-        self,
-        save_directory: str | Path,
-        is_main_process: bool = True,
-        state_dict: dict[str, torch.Tensor] | None = None,
-        push_to_hub: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        """
-        As [`~transformers.PreTrainedModel.save_pretrained`]. `push_to_hub=True` also publishes the drafter with
-        [`~JakiroDraftModel.push_to_hub`], by default under the folder's name.
-        """
-        saving = signature(PreTrainedModel.save_pretrained).parameters.keys() & kwargs.keys() - {"token"}
-        options = {name: kwargs.pop(name) for name in kwargs.keys() - saving}
-        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
-        if push_to_hub and is_main_process:
-            self.push_to_hub(options.pop("repo_id", Path(save_directory).name), **options)
-
-    @classmethod
-    def check_loaded(
-        cls,
-        path: str | Path | None,
-        missing: Iterable[str],
-        unexpected: Iterable[str],
-        mismatched: Iterable[tuple[str, torch.Size, torch.Size]],
-    ):
-        """Raises `ValueError` if a checkpoint lacks weights, or has others; see `output_loading_info`."""
-        wrong = [f"`{name}` is {tuple(got)}, expected {tuple(right)}" for name, got, right in sorted(mismatched)]
-        missing, unexpected = sorted(missing), sorted(unexpected)
-        if missing or unexpected or wrong:
-            raise ValueError(
-                f"{path} does not hold the weights of a {cls.__name__} with its config: missing {missing or 'none'}, "
-                f"unexpected {unexpected or 'none'}, mismatched {', '.join(wrong) or 'none'}. If it is a published "
-                "Jakiro or EAGLE checkpoint, load it with `JakiroDraftModel.from_original(...)` or run "
-                "`jakiro convert` first."
-            )
-
-    def check_finite(self):
-        """Raises `ValueError` naming the weights that hold NaN or infinity (those on the meta device are skipped)."""
-        bad = [
-            name
-            for name, weight in self.named_parameters()
-            if weight.is_floating_point() and not weight.is_meta and not torch.isfinite(weight).all()
-        ]
-        if bad:
-            raise ValueError(
-                f"The drafter's weights hold NaN or infinite values in {bad}: the checkpoint is damaged or its "
-                "training diverged. Load another checkpoint."
-            )
-
-    def check_draft_vocabulary(self):
-        """Raises `ValueError` unless `draft_token_ids` are `draft_vocab_size` tokens of the target, increasing."""
-        size, token_ids = self.config.draft_vocab_size, self.draft_token_ids
-        if size is None and token_ids is None:
-            return
-        if size is None or token_ids is None:
-            wrong = "one is there without the other"
-        elif token_ids.is_meta:
-            return
-        elif token_ids.dtype != torch.int64 or token_ids.shape != (size,):
-            wrong = f"they are {token_ids.dtype} of shape {tuple(token_ids.shape)}"
-        elif token_ids[0] < 0 or token_ids[-1] >= self.config.vocab_size:
-            wrong = f"they go from {token_ids[0]} to {token_ids[-1]}"
-        elif not (token_ids.diff() > 0).all():
-            wrong = "they are not sorted, or hold a token twice"
-        else:
-            return
-        raise ValueError(
-            f"With `draft_vocab_size={size}` and `vocab_size={self.config.vocab_size}`, the drafter's "
-            f"`draft_token_ids` must be that many increasing token ids of the target (int64): {wrong}. A new drafter "
-            "gets them from `new_drafter(target, draft_token_ids=frequent_tokens(...))`; a checkpoint with others is "
-            "damaged, or its config.json belongs to another."
-        )
-
-    @torch.no_grad()
-    def fold_multipliers(self) -> None:
-        """
-        Moves the config's `embedding_multiplier` and `feature_multiplier` into the weights, and sets them to 1: the
-        same function, for formats that know no multipliers. Such a drafter is hard to train further.
-        """
-        scale = self.config.feature_multiplier
-        if (self.config.embedding_multiplier, scale) == (1, 1):
-            return
-        self.fc.weight[:, : self.config.hidden_size] *= self.config.embedding_multiplier / scale
-        if self.fc.bias is not None:
-            self.fc.bias /= scale
-        if self.config.feature_layers is not None:
-            self.feature_fusion.proj.weight /= scale
-        for layer in self.layers:
-            if isinstance(layer.input_layernorm, nn.Identity):
-                layer.self_attn.qkv_proj.weight *= scale
-            for projection in (layer.self_attn.o_proj, layer.mlp.experts.down_proj):
-                projection.weight /= scale
-            for norm in (layer.input_layernorm, layer.post_attention_layernorm):
-                if isinstance(norm, JakiroRMSNorm):
-                    norm.eps /= scale**2
-        if self.config.final_norm:
-            self.norm.eps /= scale**2
-            self.norm.weight /= scale
-        self.config.rms_norm_eps /= scale**2
-        self.config.embedding_multiplier = self.config.feature_multiplier = 1.0
 
 
 __all__ = ["JakiroDraftModel", "JakiroDraftOutput", "JakiroDraftPreTrainedModel"]

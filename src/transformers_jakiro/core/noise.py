@@ -1,23 +1,22 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """
-Coupled sampling: the drafter guesses with the random numbers that the target is about to sample with.
+The target's random numbers, and coupled sampling: the drafter guesses with the numbers that the target is about to
+sample with.
 
 `torch.multinomial` draws q ~ Exp(1) for each token and takes the token with the largest p / q. With g = -log q (Gumbel
-noise) that is the largest of log p + g: once the noise is known, what the target samples is as certain as what it
-decodes greedily, but for what the drafter does not know of p. The random generator's state tells the noise in advance.
+noise) that is the largest of log p + g. Once the noise is known, a sample is as certain as a greedy choice, except for
+what the drafter does not know of p. The state of the random generator reveals the noise in advance.
 
-The target samples as ever, from its own probabilities and with its own draws; only which tokens are drafted depends on
-the noise. Hence the text is that of plain sampling, seed by seed and in distribution. (The same coupling between two
-models that share their random numbers: Daliri et al., arXiv 2408.07978.)
+The target samples as ever, from its own probabilities and with its own draws; the noise only decides which tokens are
+drafted. So the text is that of plain sampling, seed by seed and in distribution. (The same coupling between two models
+that share their random numbers: Daliri et al., arXiv 2408.07978.)
 
-In a batch, `torch.multinomial` draws for all rows at once, the finished ones too. Here rows get ahead of one another,
-so each takes its own part of the draw that it has come to.
-
-Symbols in shape comments: B batch, R some rows of it, W nodes, V vocabulary, D tokens that can be drafted, K children
+Symbols in shape comments: B batch, R some of its rows, W nodes, V vocabulary, D tokens that can be drafted, K children
 per node.
 """
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from functools import cache
@@ -32,6 +31,9 @@ from transformers import (
     TopPLogitsWarper,
     TypicalLogitsWarper,
 )
+
+from .device import reads_wait
+from .rows import Row
 
 # those that leave tokens out, judging by one distribution alone (what subclasses do is not known)
 WARPERS = (
@@ -52,123 +54,105 @@ _LEFT_OUT_PENALTY = 1.5
 _DRAWN_BYTES = 256 * 1024**2
 
 
-class SamplingCoupling:
+class TargetNoise(ABC):
     """
-    The noise of one generation that samples.
+    The random numbers of the target's next draws: the one source for what the target samples and for what the drafter
+    expects it to sample. Rows of a batch get ahead of one another, so each has its own next draw, counted by its
+    tokens ([`~transformers_jakiro.core.rows.Row`]).
 
     Args:
-        temperature (`float`): the target's.
-        logits_processor (`Sequence[LogitsProcessor]`): the generation's; of these top-k, top-p and the like are taken
-            into account.
+        batch_size (`int`): rows that `generate` was called with.
         vocab_size (`int`): V.
         device (`torch.device`): where the target samples.
     """
 
-    def __init__(
-        self,
-        temperature: float,
-        logits_processor: Sequence[LogitsProcessor],
-        vocab_size: int,
-        device: torch.device,
-    ):
-        self.temperature = temperature
-        self._warpers = [processor for processor in logits_processor if type(processor) in WARPERS]
-        self._top_k = max(
-            (warper.top_k for warper in self._warpers if isinstance(warper, TopKLogitsWarper)), default=0
-        )
-        self._vocab_size, self._device = vocab_size, device
+    def __init__(self, batch_size: int, vocab_size: int, device: torch.device):
+        self._shape = (batch_size, vocab_size)
+        self._device = device
         self._generator = torch.Generator(device)
-        # noise drawn in advance, each with the state of the random generator before it
+
+    @staticmethod
+    def of(batch_size: int, vocab_size: int, device: torch.device) -> "TargetNoise":
+        """The kind for a batch on a device."""
+        # On the host, a single sequence is sampled by `torch.multinomial` itself.
+        kind = SequenceNoise if batch_size == 1 and not reads_wait(device) else BatchNoise
+        return kind(batch_size, vocab_size, device)
+
+    @abstractmethod
+    def gumbel(self, rows: Sequence[Row], num_draws: int) -> torch.Tensor:
+        """Gumbel noise `[R, num_draws, V]` (float32) of the next draws of some rows. Leaves the random state alone."""
+
+    @abstractmethod
+    def sample(self, rows: Sequence[Row], probabilities: torch.Tensor) -> torch.Tensor:
+        """The tokens `[R]` of the next draw of some rows, from probabilities `[R, V]`."""
+
+    @abstractmethod
+    def finish(self, rows: Sequence[Row]) -> None:
+        """Leaves the random generator as plain sampling of all `rows` does."""
+
+
+class SequenceNoise(TargetNoise):
+    """
+    For one sequence on the host. `torch.multinomial` draws from the global generator when a token is chosen, so
+    processors may draw from it, too; what is to come is read off a copy of the generator.
+    """
+
+    def __init__(self, batch_size: int, vocab_size: int, device: torch.device):
+        super().__init__(batch_size, vocab_size, device)
+        # Gumbel noise drawn in advance, each with the state of the random generator before it.
         self._drawn: deque[tuple[torch.Tensor, torch.Tensor]] = deque()
 
-    def noise(self, num_draws: int) -> torch.Tensor:
-        """
-        Gumbel noise `[num_draws, V]` (float32) of the next tokens to be sampled. Leaves the random generator as it is.
-        """
+    def gumbel(self, rows: Sequence[Row], num_draws: int) -> torch.Tensor:
         state = random_state(self._device)
-        while self._drawn and not torch.equal(self._drawn[0][0], state):  # what has been used up, or is of no use
+        while self._drawn and not torch.equal(self._drawn[0][0], state):  # used up, or made worthless by other draws
             self._drawn.popleft()
         if not self._drawn:
             self._generator.set_state(state)
         while len(self._drawn) < num_draws:
             state = self._generator.get_state()
-            self._drawn.append((state, -_exponential((1, self._vocab_size), self._generator).log()))
-        return torch.cat([self._drawn[index][1] for index in range(num_draws)])
+            self._drawn.append((state, -_exponential(self._shape, self._generator).log()))
+        return torch.stack([self._drawn[index][1] for index in range(num_draws)], dim=1)
 
-    def best(
-        self, logits: torch.Tensor, noise: torch.Tensor, tree_temperature: float, top_k: int
-    ) -> tuple[torch.Tensor, torch.LongTensor]:
-        """
-        The tokens that the target will most likely sample.
+    def sample(self, rows: Sequence[Row], probabilities: torch.Tensor) -> torch.Tensor:
+        return torch.multinomial(probabilities, num_samples=1).squeeze(1)
 
-        Args:
-            logits (`[B, W, D]`, float32): the drafter's.
-            noise (`[D]` or `[B, 1, D]`): of the draw.
-            tree_temperature (`float`): how far the drafter's logits may be from the target's.
-            top_k (`int`): K.
-
-        Returns:
-            Log-probabilities and indices among the D, best first, `[B, W, K]`.
-        """
-        scores, candidates = logits + self.temperature * noise, None
-        if self._warpers:
-            limit = min(logits.shape[-1], max(self._top_k or _NUM_CANDIDATES, top_k))
-            likeliest, candidates = logits.topk(limit, dim=-1)
-            kept = (likeliest / self.temperature).flatten(0, -2).to(self._device)  # where warpers hold tensors
-            for warper in self._warpers:
-                kept = warper(None, kept)
-            scores = scores.gather(-1, candidates)
-            penalty = (_LEFT_OUT_PENALTY * tree_temperature) * kept.isneginf().to(logits.device)
-            scores = scores - penalty.view_as(scores)
-        log_probs, best = (scores / tree_temperature).log_softmax(dim=-1).topk(top_k, dim=-1)
-        return log_probs, best if candidates is None else candidates.gather(-1, best)
+    def finish(self, rows: Sequence[Row]) -> None:
+        """Nothing to do: each draw was made when it was due."""
 
 
-class BatchCoupling(SamplingCoupling):
+class BatchNoise(TargetNoise):
     """
-    The noise of a batch whose rows have come to different draws. It makes the draws of plain sampling itself, so that
-    each row gets the tokens it would get there.
-
-    Args:
-        batch_size (`int`): B.
-        Others: as for [`SamplingCoupling`].
+    For a batch, and where reading a tensor means waiting for the device. It makes the draws of plain sampling itself,
+    for all rows at once like `torch.multinomial`, and each row takes its own part of the draw that it has come to.
     """
 
-    def __init__(self, batch_size: int, *args):
-        super().__init__(*args)
-        self.rows = list(range(batch_size))  # those that are still generated
-        self._shape = (batch_size, self._vocab_size)
-        self._next_draw = [0] * batch_size
-        self._states = [random_state(self._device)]  # before each draw
-        self._draws: OrderedDict[int, torch.Tensor] = OrderedDict()  # the last ones used
-        self._max_draws = max(16, _DRAWN_BYTES // (4 * batch_size * self._vocab_size))
+    def __init__(self, batch_size: int, vocab_size: int, device: torch.device):
+        super().__init__(batch_size, vocab_size, device)
+        self._states = [random_state(device)]  # before each draw
+        self._draws: OrderedDict[int, torch.Tensor] = OrderedDict()  # the last ones used, each `[B, V]`
+        self._max_draws = max(16, _DRAWN_BYTES // (4 * batch_size * vocab_size))
 
-    def take(self, rows: Sequence[int]) -> torch.Tensor:
-        """The exponential numbers `[R, V]` of the next draw of each row (counted among all B), which is done then."""
-        numbers = torch.stack([self._draw(self._next_draw[row])[row] for row in rows])
-        for row in rows:
-            self.advance(row, 1)
-        return numbers
-
-    def numbers(self, num_draws: int) -> torch.Tensor:
-        """The exponential numbers `[R, num_draws, V]` of the next draws of each of the `rows`."""
-        draws = [
-            torch.stack([self._draw(self._next_draw[row] + step)[row] for step in range(num_draws)])
-            for row in self.rows
+    def exponential(self, rows: Sequence[Row], num_draws: int) -> torch.Tensor:
+        """The exponential numbers `[R, num_draws, V]` (float32) of the next draws of some rows."""
+        numbers = [
+            torch.stack([self._draw(row.num_new_tokens + step)[row.index] for step in range(num_draws)])
+            for row in rows
         ]
-        return torch.stack(draws)
+        return torch.stack(numbers)
 
-    def advance(self, row: int, num_draws: int) -> None:
-        """So many draws of a row (counted among all B) are done."""
-        self._next_draw[row] += num_draws
+    def gumbel(self, rows: Sequence[Row], num_draws: int) -> torch.Tensor:
+        return -self.exponential(rows, num_draws).log()
 
-    def noise(self, num_draws: int) -> torch.Tensor:
-        """Gumbel noise `[R, num_draws, V]` (float32) of the next tokens of each of the `rows`."""
-        return -self.numbers(num_draws).log()
+    def sample(self, rows: Sequence[Row], probabilities: torch.Tensor) -> torch.Tensor:
+        numbers = torch.stack([self._draw(row.num_new_tokens)[row.index] for row in rows])
+        return (probabilities / numbers).argmax(dim=-1)
 
-    def finish(self) -> None:
-        """Leaves the random generator as plain sampling does, which goes on until the last row has ended."""
-        set_random_state(self._states[max(self._next_draw)], self._device)
+    def finish(self, rows: Sequence[Row]) -> None:
+        """Plain sampling draws until the last row has ended."""
+        num_draws = max(row.num_new_tokens for row in rows)
+        if num_draws > 0:
+            self._draw(num_draws - 1)
+        set_random_state(self._states[num_draws], self._device)
 
     def _draw(self, index: int) -> torch.Tensor:
         """All numbers of a draw, `[B, V]`."""
@@ -183,6 +167,62 @@ class BatchCoupling(SamplingCoupling):
         while len(self._draws) > self._max_draws:
             self._draws.popitem(last=False)
         return self._draws[index]
+
+
+class SamplingCoupling:
+    """
+    What a drafter makes of the target's noise: the tokens that the target will most likely sample.
+
+    Args:
+        noise ([`TargetNoise`]): the target's.
+        temperature (`float`): the target's.
+        logits_processor (`Sequence[LogitsProcessor]`): the generation's; top-k, top-p and the like are taken into
+            account.
+        device (`torch.device`): where the target samples.
+    """
+
+    def __init__(
+        self,
+        noise: TargetNoise,
+        temperature: float,
+        logits_processor: Sequence[LogitsProcessor],
+        device: torch.device,
+    ):
+        self.noise = noise
+        self.temperature = temperature
+        self._device = device
+        self._warpers = [processor for processor in logits_processor if type(processor) in WARPERS]
+        self._top_k = max(
+            (warper.top_k for warper in self._warpers if isinstance(warper, TopKLogitsWarper)), default=0
+        )
+
+    def best(
+        self, logits: torch.Tensor, gumbel: torch.Tensor, tree_temperature: float, top_k: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        The tokens that the target will most likely sample.
+
+        Args:
+            logits (`[B, W, D]`, float32): the drafter's.
+            gumbel (`[B, 1, D]`): noise of the draw.
+            tree_temperature (`float`): how far the drafter's logits may be from the target's.
+            top_k (`int`): K.
+
+        Returns:
+            Log-probabilities and indices among the D, best first, `[B, W, K]`.
+        """
+        scores, candidates = logits + self.temperature * gumbel, None
+        if self._warpers:
+            limit = min(logits.shape[-1], max(self._top_k or _NUM_CANDIDATES, top_k))
+            likeliest, candidates = logits.topk(limit, dim=-1)
+            kept = (likeliest / self.temperature).flatten(0, -2).to(self._device)  # where warpers hold tensors
+            for warper in self._warpers:
+                kept = warper(None, kept)
+            scores = scores.gather(-1, candidates)
+            penalty = (_LEFT_OUT_PENALTY * tree_temperature) * kept.isneginf().to(logits.device)
+            scores = scores - penalty.view_as(scores)
+        log_probs, best = (scores / tree_temperature).log_softmax(dim=-1).topk(top_k, dim=-1)
+        return log_probs, best if candidates is None else candidates.gather(-1, best)
 
 
 @cache
@@ -219,4 +259,13 @@ def set_random_state(state: torch.Tensor, device: torch.device) -> None:
         torch.get_device_module(device).set_rng_state(state, device)
 
 
-__all__ = ["BatchCoupling", "SamplingCoupling", "can_couple", "random_state", "set_random_state"]
+__all__ = [
+    "WARPERS",
+    "BatchNoise",
+    "SamplingCoupling",
+    "SequenceNoise",
+    "TargetNoise",
+    "can_couple",
+    "random_state",
+    "set_random_state",
+]

@@ -18,11 +18,14 @@ check_versions("install a newer transformers-jakiro and import it before the dra
 import warnings
 
 from .configuration_jakiro import JakiroDraftConfig
+from .drafting import register_drafter
 from .generation import install_generation_hook
+from .jakiro_drafter import JakiroDrafter
 from .modeling_jakiro import JakiroDraftModel
 
 # `save_pretrained` then copies this file and all that it needs, as it was loaded
 JakiroDraftConfig.__module__ = JakiroDraftModel.__module__ = __name__
+register_drafter(JakiroDraftConfig, JakiroDrafter)
 try:
     install_generation_hook()
 except IncompatibleTransformersError as error:  # the drafter stays usable without the hook

@@ -8,6 +8,7 @@ Symbols in shape comments: B batch, T positions, H hidden size, V vocabulary, D 
 
 import inspect
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,14 +27,17 @@ class Target:
         feature_layers (`Sequence[int]`, *optional*): hidden states that its drafter reads besides the last ones, see
             [`JakiroDraftConfig`].
         embeddings (`nn.Embedding`, *optional*): the drafter's own, if it does not borrow the target's.
+        reads_hidden_states (`bool`): whether its drafter reads hidden states at all.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: Any,
         feature_layers: Sequence[int] | None = None,
         embeddings: nn.Embedding | None = None,
+        reads_hidden_states: bool = True,
     ):
+        self.reads_hidden_states = reads_hidden_states
         self.feature_layers = tuple(feature_layers or ())
         self.lends_embeddings = embeddings is None
         self.model: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -46,14 +50,15 @@ class Target:
                 "both: load the target with `AutoModelForCausalLM`."
             )
         self.embeddings = self.embeddings if embeddings is None else embeddings
-        self._draft_head: tuple[torch.LongTensor, DraftHead] | None = None  # the last one asked for
+        self._draft_head: tuple[torch.Tensor, DraftHead] | None = None  # the last one asked for
         self._logit_scale = _logit_scale(self.config)
         self._logit_softcap = getattr(self.config, "final_logit_softcapping", None)
 
     @classmethod
     def of(cls, model: PreTrainedModel, draft_model: PreTrainedModel) -> "Target":
         """The target as this drafter sees it."""
-        return cls(model, draft_model.config.feature_layers, draft_model.embed_tokens)
+        drafter: Any = draft_model
+        return cls(model, drafter.config.feature_layers, drafter.embed_tokens)
 
     def check_fits(self, draft_config: JakiroDraftConfig):
         """Raises `ValueError` if a drafter with this config cannot draft for this target."""
@@ -88,9 +93,9 @@ class Target:
     @torch.no_grad()
     def features(
         self,
-        input_ids: torch.LongTensor,
+        input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
         What a drafter reads: the hidden states of its `feature_layers` and, last, those after the final norm (the
@@ -118,7 +123,7 @@ class Target:
     @property
     def output_hidden_states(self) -> bool | list[int]:
         """The argument of the target's forward for what its drafter reads."""
-        return select_hidden_states([*self.feature_layers, -1])
+        return self.reads_hidden_states and select_hidden_states([*self.feature_layers, -1])
 
     def read(self, hidden_states: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """What a drafter reads of a forward's `hidden_states`: each `[B, T, H]` → `[B, T, F]`."""
@@ -134,7 +139,7 @@ class Target:
             features = features.to(device=execution_device(self.output_layer), dtype=weight.dtype)
         return self._scaled(self.output_layer(features))
 
-    def draft_head(self, token_ids: torch.LongTensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
+    def draft_head(self, token_ids: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
         """
         [`~Target.head`] for a part of the vocabulary: a function `[..., H]` → `[..., D]` that holds a copy of these
         rows of the target's head, so that its logits cost D / V of all. Where the head is more than a product with a
@@ -176,7 +181,7 @@ class Target:
 class DraftHead:
     """See [`~Target.draft_head`]."""
 
-    def __init__(self, target: Target, token_ids: torch.LongTensor):
+    def __init__(self, target: Target, token_ids: torch.Tensor):
         layer = target.output_layer
         self._target = target
         self._token_ids = token_ids.to(execution_device(layer))
@@ -216,7 +221,7 @@ def check_packing(target: Target, batch_size: int = 2) -> None:
     """
     length = 8
     generator = torch.Generator().manual_seed(0)
-    vocab_size, device = target.config.vocab_size, target.embeddings.weight.device
+    vocab_size, device = target.config.vocab_size, execution_device(target.embeddings)
     input_ids = torch.randint(vocab_size, (batch_size, 2 * length), generator=generator).to(device)
     alone = target.features(input_ids[:, length:]).float()
     name = type(target.model).__name__

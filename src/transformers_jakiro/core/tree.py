@@ -44,8 +44,8 @@ class DraftTree:
             sees it; the root's is 0. None where nodes were not chosen by it.
     """
 
-    tokens: torch.LongTensor
-    parents: torch.LongTensor
+    tokens: torch.Tensor
+    parents: torch.Tensor
     max_depth: int
     scores: torch.Tensor | None = None
 
@@ -67,37 +67,51 @@ class DraftTree:
         return reach > 0
 
     @cached_property
-    def depths(self) -> torch.LongTensor:
+    def depths(self) -> torch.Tensor:
         """`[B, n]`: 0 for the root."""
         return self.ancestor_mask.sum(dim=-1) - 1
 
-    def leaf_paths(self) -> list[list[list[int]]]:
-        """Per row of the batch the node indices from the root to each leaf, in the order of the leaves."""
-        paths = []
-        for parents in self.parents.tolist():
-            inner = set(parents[1:])
-            rows = []
-            for leaf in range(len(parents)):
-                if leaf in inner or (leaf == 0 and len(parents) > 1):
-                    continue
-                path = [leaf]
-                while path[-1] != 0:
-                    path.append(parents[path[-1]])
-                rows.append(path[::-1])
-            paths.append(rows)
-        return paths
-
     @classmethod
-    def root_only(cls, root: torch.LongTensor) -> "DraftTree":
+    def root_only(cls, root: torch.Tensor) -> "DraftTree":
         """A tree that drafts nothing. `root`: `[B]`."""
         return cls(root[:, None], torch.zeros_like(root)[:, None], max_depth=0)
 
+    @classmethod
+    def from_paths(cls, root: torch.Tensor, paths: Sequence[Sequence[Sequence[int]]], max_nodes: int) -> "DraftTree":
+        """
+        A tree of paths, as drafters without a model find them. Paths of a row share the nodes they have in common.
+
+        Args:
+            root (`[B]`): token of each row's root.
+            paths (per row a list of paths): the tokens of each path below the root, the best path first.
+            max_nodes (`int`): drafted nodes of a row at most; those of later paths are left out.
+        """
+        rows: list[dict[tuple[int, int], int]] = []  # (parent, token) → node, in the order of the nodes
+        for row_paths in paths:
+            nodes: dict[tuple[int, int], int] = {}
+            for path in row_paths:
+                node = 0
+                for token in path:
+                    if (node, token) not in nodes and len(nodes) == max_nodes:
+                        break
+                    node = nodes.setdefault((node, token), len(nodes) + 1)
+            rows.append(nodes)
+        size = max(map(len, rows))
+        # shorter rows repeat their last node, a leaf
+        edges = [list(nodes) + [next(reversed(nodes), (0, 0))] * (size - len(nodes)) for nodes in rows]
+        parents, tokens = torch.tensor(edges, dtype=torch.long).view(len(rows), size, 2).to(root.device).unbind(-1)
+        return cls(
+            tokens=torch.cat((root[:, None], tokens), dim=1),
+            parents=torch.nn.functional.pad(parents, (1, 0)),
+            max_depth=max((len(path) for row_paths in paths for path in row_paths), default=0),
+        )
+
 
 def select_tree(
-    root: torch.LongTensor,
-    tokens: torch.LongTensor,
+    root: torch.Tensor,
+    tokens: torch.Tensor,
     scores: torch.Tensor,
-    parents: torch.LongTensor,
+    parents: torch.Tensor,
     num_draft_tokens: int,
     max_depth: int,
 ) -> DraftTree:
@@ -146,11 +160,16 @@ class StaticTree:
     def from_paths(cls, paths: Sequence[Sequence[int]]) -> "StaticTree":
         """From paths of child ranks, as in [`JakiroDraftConfig.static_tree`]."""
         by_level = sorted({tuple(path) for path in paths}, key=lambda path: (len(path), path))
-        index = {(): 0, **{path: position for position, path in enumerate(by_level, start=1)}}
+        index: dict[tuple[int, ...], int] = {
+            (): 0,
+            **{path: position for position, path in enumerate(by_level, start=1)},
+        }
         depth = len(by_level[-1])
         nodes = [[path for path in by_level if len(path) == level + 1] for level in range(depth)]
         with_children = {path[:-1] for path in by_level}
-        levels, expanded, frontier = [], [], [()]
+        levels: list[tuple[tuple[int, int], ...]] = []
+        expanded: list[tuple[int, ...]] = []
+        frontier: list[tuple[int, ...]] = [()]
         for level in nodes:
             position = {path: i for i, path in enumerate(frontier)}
             levels.append(tuple((position[path[:-1]], path[-1]) for path in level))

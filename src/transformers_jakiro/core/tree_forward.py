@@ -1,65 +1,76 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """
-The target's forwards over trees in one generation.
+The target's forwards over trees, and its cache between them.
 
-Symbols in shape comments: B batch, n nodes of a tree, H hidden size, V vocabulary.
+Symbols in shape comments: R rows in the target's batch, n nodes of a tree, H hidden size, V vocabulary.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 from torch import nn
 from transformers import Cache, GenerationConfig
 
 from . import compat
+from .attention import PACKED_HEADS
 from .device import send
+from .masks import TreeMask
+from .rows import Rows
 from .target import Target
+from .target_cache import TargetCache, static_capacity
 from .tree import DraftTree
-from .tree_attention import TreeAttentionMask
 
 
 class TreeForward:
-    """The target's forwards over trees in one generation, and its cache between them."""
+    """
+    Runs the target over trees. Per step: [`~TreeForward.run`], a walk that fills in the rows' paths, then
+    [`~TreeForward.keep`]. As a context manager it leaves the cache as plain `generate` does, also after an exception:
+    then what was accepted of the last tree is kept.
+
+    Args:
+        target ([`Target`]): the target.
+        cache ([`~transformers.Cache`]): holds the prompts.
+        rows ([`Rows`]): the generation's.
+        generation_config ([`~transformers.GenerationConfig`]): the generation's.
+        model_kwargs (`dict`): what the prompt's forward was called with.
+        sizes (`Sequence[int]`): with a static cache trees are filled up to one of these numbers of nodes, so that
+            forwards have few shapes.
+        chain_only (`bool`): whether all trees are chains, and the model's own causal mask does.
+    """
 
     def __init__(
         self,
         target: Target,
         cache: Cache,
+        rows: Rows,
         generation_config: GenerationConfig,
         model_kwargs: dict[str, Any],
-        batch_size: int,
-        prompt_length: int,
-        static_sizes: Sequence[int] = (),
+        sizes: Sequence[int] = (),
         chain_only: bool = False,
     ):
         model = target.model
-        self._model, self._cache = model, cache
-        self._is_static = compat.is_static(cache)
-        # with a static cache forwards have few shapes: trees are filled up to one of these numbers of nodes
-        self._sizes = static_sizes if self._is_static else ()
-        self._forward = model
-        if self._is_static:
+        self._rows = rows
+        self._cache = TargetCache(cache, len(rows.all), chain_only)
+        self._sizes = sizes if self._cache.is_static else ()
+        self._forward: Callable[..., Any] = model
+        if self._cache.is_static:
             compile_config = compat.compile_config_of(model, model_kwargs, generation_config)
             self._forward = model if compile_config is None else compat.compiled_call(model, compile_config)
-        self._lengths = [int(prompt_length)] * batch_size  # cached tokens of each row
-        self._is_batch = batch_size > 1  # when it began
-        self._chain_only = chain_only
-        # only now: a cache that records the past keeps the whole prompt in layers with a sliding window
-        self._recording = compat.start_recording(cache, self._is_batch)
-        padding = model_kwargs.get("attention_mask")
-        if padding is not None:
-            padding = torch.nn.functional.pad(padding, (0, int(prompt_length) - padding.shape[1]), value=1)
-        self._padding = padding
         self._device = compat.execution_device(model.get_input_embeddings())
-        capacity = compat.static_capacity(cache) if self._is_static else None
-        self._mask = None if self._chain_only else TreeAttentionMask(model, padding, self._device, capacity)
-        positions = model_kwargs.get("position_ids")
-        # position of the next token less the number of cached tokens: nonzero with left padding
-        self._position_offset = None
-        if positions is not None:
-            self._position_offset = positions[..., -1:].to(self._device) + 1 - int(prompt_length)
+        prompt_length = rows.num_cached[0]
+        self._padding: torch.Tensor | None = model_kwargs.get("attention_mask")  # [B, tokens], 0 where padded
+        if self._padding is not None:
+            missing = prompt_length - self._padding.shape[1]
+            self._padding = nn.functional.pad(self._padding, (0, missing), value=1)
+        capacity = static_capacity(cache) if self._cache.is_static else None
+        self._mask = None if chain_only else TreeMask(model, self._padding, self._device, capacity)
+        # position of the next token less the number of cached tokens: not 0 with padding on the left
+        self._position_offset: torch.Tensor | None = None  # [..., R, 1]
+        if model_kwargs.get("position_ids") is not None:
+            self._position_offset = model_kwargs["position_ids"][..., -1:].to(self._device) + 1 - prompt_length
         self._kwargs = {
             compat.CACHE: cache,
             "use_cache": True,
@@ -68,63 +79,87 @@ class TreeForward:
         }
         if generation_config.output_attentions:
             self._kwargs["output_attentions"] = True
-        self._num_nodes = 0
+        if self._mask is not None and self._mask.num_heads > 1:
+            self._kwargs[PACKED_HEADS] = self._mask.num_heads
+        self._size = 0  # nodes of the last forward, until its accepted ones are kept
+
+    def __enter__(self) -> Self:
+        self._cache.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if self._size > 0:
+                self.keep()
+            if error is not None:  # plain generation would have come as far as the row that has least
+                self._cache.crop_to(min(self._rows.num_cached))
+        finally:
+            self._cache.__exit__(kind, error, traceback)
 
     def run(self, tree: DraftTree) -> Any:
         """
-        The target's outputs for all nodes: logits `[B, n, V]`, hidden states `[B, n, H]`; with a static cache there
-        may be more, which mean nothing. Extends the cache.
+        The target's outputs for all nodes: logits `[R, n, V]`, hidden states `[R, n, H]`. With a static cache there
+        may be more nodes, which mean nothing. Extends the cache; the rows' paths begin anew.
         """
+        for row in self._rows.active:
+            row.path.clear()
         tree = _filled_up(tree, min((size for size in self._sizes if size >= tree.num_nodes), default=0))
-        self._num_nodes = tree.num_nodes
-        shortest, longest = min(self._lengths), max(self._lengths)
+        lengths = self._rows.num_cached
         kwargs = dict(self._kwargs)
         if self._position_offset is not None:
-            first = self._position_offset + longest
-            if shortest < longest:
-                first = first - longest + send(self._lengths, self._device)[:, None]
-            kwargs["position_ids"] = tree.depths.to(self._device) + first
+            kwargs["position_ids"] = self._positions(tree, lengths)
         if self._mask is not None:
-            kwargs["attention_mask"] = self._mask.build(tree, self._cache, self._lengths)
-        elif self._padding is not None:  # a chain: the model's own causal mask does
-            missing = longest + tree.num_nodes - self._padding.shape[1]
-            kwargs["attention_mask"] = torch.nn.functional.pad(self._padding, (0, missing), value=1)
-        return self._forward(input_ids=tree.tokens.to(self._device), **kwargs)
+            kwargs["attention_mask"] = self._mask.build(tree, self._cache.cache, lengths)
+        elif self._padding is not None:
+            missing = max(lengths) + tree.num_nodes - self._padding.shape[1]
+            kwargs["attention_mask"] = nn.functional.pad(self._padding, (0, missing), value=1)
+        outputs = self._forward(input_ids=tree.tokens.to(self._device), **kwargs)
+        self._size = tree.num_nodes
+        return outputs
 
-    def keep(self, visited: list[list[int]]) -> torch.LongTensor:
+    def _positions(self, tree: DraftTree, lengths: Sequence[int]) -> torch.Tensor:
+        """`[..., R, n]`"""
+        assert self._position_offset is not None
+        first = self._position_offset + max(lengths)
+        if min(lengths) < max(lengths):
+            first = first - max(lengths) + send(lengths, self._device)[:, None]
+        return tree.depths.to(self._device) + first
+
+    def keep(self) -> torch.Tensor:
         """
-        Keeps each row's accepted path of the last tree in the cache. Returns their nodes as a tensor `[B, k]`; what a
-        row has less than k is 0.
+        Keeps each row's path through the last tree in the cache. Returns the paths' nodes `[R, k]`; shorter paths are
+        padded with 0.
         """
-        longest = max(map(len, visited))
-        nodes = send([path + [0] * (longest - len(path)) for path in visited], self._device)
-        lengths = self._lengths
-        self._lengths = [length + len(path) for length, path in zip(lengths, visited, strict=True)]
-        if self._chain_only:
-            self._cache.crop(longest - self._num_nodes)
-        elif not (self._is_batch or self._is_static):
-            is_prefix = not visited[0] or visited[0][-1] == longest - 1
-            compat.keep_nodes(self._cache, self._num_nodes, nodes[0], is_prefix)
-        else:
-            compat.keep_rows(self._cache, self._num_nodes, nodes, lengths, self._lengths)
+        rows = self._rows.active
+        paths = [row.path for row in rows]
+        longest = max(map(len, paths))
+        nodes = send([path + [0] * (longest - len(path)) for path in paths], self._device)
+        self._cache.keep(nodes, paths, [row.num_cached for row in rows], self._size)
+        for row in rows:
+            row.num_cached += len(row.path)
+        self._size = 0
         return nodes
 
-    def select(self, kept: Sequence[int]) -> None:
-        """Goes on with these rows of the batch."""
-        rows, longest = send(kept, self._device), max(self._lengths)
-        self._lengths = [self._lengths[row] for row in kept]
-        compat.select_rows(self._cache, rows, longest - max(self._lengths))
-        self._mask.select(rows)
+    def select(self, kept: Sequence[int], longest: int) -> None:
+        """
+        Goes on with some rows of the batch.
+
+        Args:
+            kept: their places before.
+            longest (`int`): cached tokens of the longest row of all before.
+        """
+        rows = send(kept, self._device)
+        self._cache.select(rows, longest - max(self._rows.num_cached))
+        if self._mask is not None:
+            self._mask.select(rows)
         if self._position_offset is not None and self._position_offset.shape[-2] > 1:
             self._position_offset = self._position_offset.index_select(-2, rows.to(self._device))
 
-    def close(self) -> None:
-        """Leaves the cache as plain `generate` leaves it."""
-        compat.stop_recording(self._cache, self._recording)
-
 
 def _filled_up(tree: DraftTree, num_nodes: int) -> DraftTree:
-    """A tree with at least so many nodes: further ones below the root."""
+    """A tree with at least `num_nodes` nodes: further ones below the root."""
     missing = num_nodes - tree.num_nodes
     if missing <= 0:
         return tree

@@ -16,8 +16,9 @@ def walk_trees(
     tokens: Sequence[Sequence[int]],
     parents: Sequence[Sequence[int]],
     choose: Callable[[list[int], list[int]], list[int]],
-    stops: Callable[[int, int], bool],
-) -> tuple[list[list[int]], list[list[int]]]:
+    emit: Callable[[int, int], bool],
+    visited: Sequence[list[int]],
+) -> list[list[int]]:
     """
     Walks the trees of a batch side by side.
 
@@ -26,28 +27,29 @@ def walk_trees(
         tokens, parents (`B` lists of `n` integers): of the nodes, the root first; parents before their children.
         choose: the target's next tokens, given rows and a node of each, from that node's logits and prefix. Called
             once per level, with the rows that got there.
-        stops: whether generation ends for a row with a token. Called once per emitted token, in order.
+        emit: takes a row's next token, and tells whether the row ends with it. Called once per token, in order.
+        visited (`B` empty lists): filled in with the visited nodes of each row, the root first, as they are reached.
 
     Returns:
-        Per row the visited nodes (the root, then the accepted ones) and the emitted tokens, equally many: the accepted
-        tokens, then the first one that is not in the tree or that stops the generation. Empty for rows not walked.
+        Per row the emitted tokens, as many as visited nodes: the accepted ones, then the first one that is not in the
+        tree or that ends the row. Empty for rows not walked.
     """
     children = {
         row: {edge: node for node, edge in enumerate(zip(parents[row], tokens[row], strict=True)) if node}
         for row in rows
     }
-    visited: list[list[int]] = [[] for _ in tokens]
     emitted: list[list[int]] = [[] for _ in tokens]
     walking, nodes = list(rows), [0] * len(rows)
     while walking:
+        for row, node in zip(walking, nodes, strict=True):
+            visited[row].append(node)
         chosen = choose(walking, nodes)
         still_walking, children_reached = [], []
         for row, node, token in zip(walking, nodes, chosen, strict=True):
-            visited[row].append(node)
             emitted[row].append(token)
             child = children[row].get((node, token))
-            if not stops(row, token) and child is not None:
+            if not emit(row, token) and child is not None:
                 still_walking.append(row)
                 children_reached.append(child)
         walking, nodes = still_walking, children_reached
-    return visited, emitted
+    return emitted

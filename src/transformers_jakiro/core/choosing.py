@@ -1,0 +1,153 @@
+# Copyright 2026 The transformers-jakiro authors.
+# Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
+"""
+How the target's next tokens are chosen: as plain generation chooses them, processors and random numbers included.
+
+Symbols in shape comments: R rows in the target's batch, n nodes of a tree, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, LogitsProcessorList, TemperatureLogitsWarper
+
+from . import compat
+from .device import reads_wait
+from .noise import WARPERS, BatchNoise, TargetNoise
+from .rows import Row, Rows
+from .tree import DraftTree
+from .verification import walk_trees
+
+
+class TokenChooser:
+    """
+    Chooses the tokens of a generation's rows.
+
+    Args:
+        rows ([`Rows`]): the generation's.
+        generation_config, logits_processor: the generation's.
+        noise ([`TargetNoise`], *optional*): what the target draws from. None: `torch.multinomial`, row by row.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        generation_config: GenerationConfig,
+        logits_processor: LogitsProcessorList,
+        noise: TargetNoise | None,
+    ):
+        self._rows = rows
+        self._samples = generation_config.do_sample
+        self._processor: Any = logits_processor
+        self._row_processors: list[Any] = [
+            compat.row_processors(logits_processor, row.index, len(rows.all)) for row in rows.all
+        ]
+        self._noise = noise
+        # processors that look at a row's logits alone take all rows, or all nodes, together
+        self._takes_rows_together = all(
+            type(processor) in (TemperatureLogitsWarper, *WARPERS) for processor in logits_processor
+        )
+        # where reading a tensor means waiting, the choices at all nodes are made at once and read with the tree
+        self._takes_nodes_together = (
+            reads_wait(rows.device)
+            and self._takes_rows_together
+            and (not self._samples or isinstance(noise, BatchNoise))
+            and rows.all[0].scores is None
+            and rows.all[0].logits is None
+        )
+
+    def choose_first(self, logits: torch.Tensor) -> list[list[int]]:
+        """Appends the first token to each row, from the logits `[R, V]` of the prompts. Returns them."""
+        rows = self._rows
+        places = rows.unfinished
+        tokens = self._choose([rows.active[place] for place in places], logits)
+        for place, token in zip(places, tokens, strict=True):
+            rows.emit(place, token)
+        rows.finish_step()
+        return [[token] for token in tokens]
+
+    def walk(self, tree: DraftTree, logits: torch.Tensor) -> list[list[int]]:
+        """
+        Walks each row's tree with the target's choices; the rows take the tokens and the path.
+
+        Args:
+            tree ([`DraftTree`]): `[R, n]`.
+            logits (`[R, n, V]`): the target's, of each node. Nodes behind the first n of the tree mean nothing.
+
+        Returns:
+            The tokens that each active row has got.
+        """
+        logits = logits[:, : tree.num_nodes]
+        tokens, parents, choose = (self._read_nodes if self._takes_nodes_together else self._read_tree)(tree, logits)
+        rows = self._rows
+        emitted = walk_trees(
+            rows.unfinished, tokens, parents, choose, rows.emit, visited=[row.path for row in rows.active]
+        )
+        rows.finish_step()
+        return emitted
+
+    def _read_tree(self, tree: DraftTree, logits: torch.Tensor) -> tuple[Any, Any, Callable[..., list[int]]]:
+        """The tree on the host, and a choice made where a walk gets to."""
+        tokens, parents = torch.stack((tree.tokens, tree.parents)).tolist()
+        active = self._rows.active
+
+        def choose(places: list[int], nodes: list[int]) -> list[int]:
+            at_nodes = logits[:, nodes[0]] if len(active) == 1 else logits[places, nodes]
+            return self._choose([active[place] for place in places], at_nodes)
+
+        return tokens, parents, choose
+
+    def _read_nodes(self, tree: DraftTree, logits: torch.Tensor) -> tuple[Any, Any, Callable[..., list[int]]]:
+        """The tree and the choices at all nodes, on the host: the only wait of a step, unless trees are adaptive."""
+        choices = self._choose_at_nodes(tree, logits)
+        host = torch.stack((tree.tokens.to(choices.device), tree.parents.to(choices.device), choices))
+        tokens, parents, chosen = host.tolist()
+        return (
+            tokens,
+            parents,
+            lambda places, nodes: [chosen[place][node] for place, node in zip(places, nodes, strict=True)],
+        )
+
+    def _choose_at_nodes(self, tree: DraftTree, logits: torch.Tensor) -> torch.Tensor:
+        """The next token at each node, `[R, n]`."""
+        if len(self._processor) > 0 or self._samples:
+            scores = self._processor(None, logits.flatten(0, 1).to(self._rows.device, torch.float32))
+            logits = scores.view_as(logits)
+        if not self._samples:
+            return logits.argmax(dim=-1)
+        assert isinstance(self._noise, BatchNoise)
+        numbers = self._noise.exponential(self._rows.active, tree.max_depth + 1)  # [R, levels, V]
+        depths = tree.depths.to(self._rows.device)[..., None]
+        return (logits.softmax(dim=-1) / numbers.gather(1, depths.expand_as(logits))).argmax(dim=-1)
+
+    def _choose(self, rows: Sequence[Row], logits: torch.Tensor) -> list[int]:
+        """The next tokens of some rows, from the logits `[R, V]` at their last ones."""
+        logits = logits.to(copy=True, dtype=torch.float32, device=self._rows.device)
+        if rows[0].logits is not None:
+            for row, raw_logits in zip(rows, logits.clone().split(1), strict=True):
+                row.logits += (raw_logits,)
+        if len(rows) == 1:
+            scores = self._row_processors[rows[0].index](rows[0].ids, logits)
+        elif self._takes_rows_together:
+            scores = self._processor(None, logits)
+        else:
+            scores = torch.cat(
+                [
+                    self._row_processors[row.index](row.ids, row_logits)
+                    for row, row_logits in zip(rows, logits.split(1), strict=True)
+                ]
+            )
+        if rows[0].scores is not None:
+            for row, row_scores in zip(rows, scores.split(1), strict=True):
+                row.scores += (row_scores,)
+        if not self._samples:
+            return scores.argmax(dim=-1).tolist()
+        probabilities = nn.functional.softmax(scores, dim=-1)
+        if self._noise is None:
+            return torch.multinomial(probabilities, num_samples=1).flatten().tolist()
+        return self._noise.sample(rows, probabilities).tolist()
+
+
+__all__ = ["TokenChooser"]

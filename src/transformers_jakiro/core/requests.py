@@ -1,0 +1,87 @@
+# Copyright 2026 The transformers-jakiro authors.
+# Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
+"""What is refused before anything is prepared or read, and what a target can verify."""
+
+import warnings
+from typing import Any
+
+import torch
+from transformers import Cache, GenerationConfig, PreTrainedModel
+
+from . import compat
+from .drafting import require_drafter_class
+from .masks import why_no_trees
+from .target_cache import check_cache, is_static
+
+
+def check_request(model: PreTrainedModel, assistant: Any, generation_config: GenerationConfig) -> None:
+    """
+    Refuses what a drafter cannot do for a target.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]): the target.
+        assistant: what `generate` was given as `assistant_model`; one of ours.
+        generation_config ([`~transformers.GenerationConfig`]): the call's.
+
+    Raises:
+        ValueError: for a vocabulary or hidden size that differs, beams, and a generation without a cache.
+        NotImplementedError: for kinds of targets that cannot be drafted for (yet).
+    """
+    name = type(model).__name__
+    if model.config.is_encoder_decoder:
+        raise NotImplementedError(f"A drafter needs a decoder-only target, and {name} is an encoder-decoder model.")
+    if compat.is_stateful(model):
+        raise NotImplementedError(
+            f"{name} carries a recurrent state that cannot be rolled back to the last accepted token, so nothing can "
+            "be drafted for it. Leave out `assistant_model`."
+        )
+    require_drafter_class(assistant).view(assistant, model)
+    if (generation_config.num_beams or 1) > 1:
+        raise ValueError(
+            f"Drafting needs `num_beams=1`, got {generation_config.num_beams}: beam search would run without the "
+            "drafter. Leave out `num_beams` or `assistant_model`."
+        )
+    if not isinstance(generation_config.output_hidden_states or False, bool):
+        raise NotImplementedError(
+            "With a drafter, `output_hidden_states` gives those of all layers or none, got "
+            f"{generation_config.output_hidden_states}. Pass True and take the ones you need."
+        )
+    if generation_config.use_cache is False:
+        raise ValueError("Drafting needs the key/value cache, got `use_cache=False`. Pass `use_cache=True`.")
+
+
+def check_prompt(input_ids: torch.Tensor, model_kwargs: dict[str, Any]) -> None:
+    """Raises `ValueError` for an empty prompt `[B, 0]`."""
+    if input_ids.shape[1] == 0 and model_kwargs.get("inputs_embeds") is None:
+        raise ValueError(
+            "The prompt is empty: a drafter reads what the target makes of the prompt, so there must be at least one "
+            "token, for example the tokenizer's `bos_token`."
+        )
+
+
+def only_chains(model: PreTrainedModel, cache: Cache, generation_config: GenerationConfig, batch_size: int) -> bool:
+    """
+    Whether a target can verify chains only, which it then does for one sequence in a dynamic cache.
+
+    Raises:
+        NotImplementedError: if it cannot even do that, or for a batch or static cache of such a target.
+    """
+    reason = check_cache(cache, generation_config) or why_no_trees(model)
+    if reason is None:
+        return False
+    name = type(model).__name__
+    if batch_size > 1:
+        raise NotImplementedError(
+            f"In a batch, rows get ahead of one another, for which {name} must take masks as trees need them, but "
+            f"{reason}. Pass one prompt at a time, or leave out `assistant_model`."
+        )
+    if is_static(cache):
+        raise NotImplementedError(
+            f"With a static cache, {name} must take masks as trees need them, but {reason}. Use the default dynamic "
+            "cache."
+        )
+    warnings.warn(f"The drafter proposes chains instead of trees for {name}: {reason}.", stacklevel=6)
+    return True
+
+
+__all__ = ["check_prompt", "check_request", "only_chains"]

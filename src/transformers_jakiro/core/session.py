@@ -1,0 +1,198 @@
+# Copyright 2026 The transformers-jakiro authors.
+# Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
+"""
+The set-up of a generation: everything that the decoding loop works with, made once.
+
+Symbols in shape comments: B batch, T tokens of the prompt.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import Cache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers.generation.streamers import BaseStreamer
+
+from . import compat
+from .adaptive import AdaptiveSchedule, ConstantSchedule
+from .choosing import TokenChooser
+from .drafting import Drafter, DraftingContext, Observation, require_drafter_class
+from .hook import explicit_num_assistant_tokens
+from .noise import SamplingCoupling, TargetNoise, can_couple
+from .outputs import Recorder
+from .requests import check_prompt, only_chains
+from .rows import Rows
+from .streaming import StreamFeeder
+from .target import Target
+from .target_cache import check_croppable, fit_static_cache, is_static, is_user_defined, static_capacity
+from .tree_forward import TreeForward
+
+
+@dataclass
+class Session:
+    """
+    One generation.
+
+    Args:
+        target ([`Target`]): the target, as its drafter sees it.
+        rows ([`Rows`]): the sequences.
+        chooser ([`TokenChooser`]): chooses the target's tokens.
+        drafter ([`Drafter`]): proposes trees.
+        schedule ([`ConstantSchedule`]): says what a tree may cost.
+        recorder ([`Recorder`]): keeps what is asked for, and packs the output.
+        stream ([`StreamFeeder`]): hands tokens on.
+        noise ([`TargetNoise`], *optional*): the target's random numbers, where it samples and they can be known.
+        chain_only (`bool`): whether the target verifies chains only.
+        may_drop_rows (`bool`): whether rows that have ended leave the batch. Whoever gets to see the cache needs all
+            rows in it, and a static cache keeps its shape.
+        input_ids (`[B, T]`), cache, generation_config, model_kwargs: the call's.
+    """
+
+    target: Target
+    rows: Rows
+    chooser: TokenChooser
+    drafter: Drafter
+    schedule: ConstantSchedule
+    recorder: Recorder
+    stream: StreamFeeder
+    noise: TargetNoise | None
+    chain_only: bool
+    may_drop_rows: bool
+    input_ids: torch.Tensor
+    cache: Cache
+    generation_config: GenerationConfig
+    model_kwargs: dict[str, Any]
+
+    @classmethod
+    def start(
+        cls,
+        model: PreTrainedModel,
+        assistant: Any,
+        input_ids: torch.Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        streamer: BaseStreamer | None,
+        num_assistant_tokens: int | None,
+        model_kwargs: dict[str, Any],
+    ) -> "Session":
+        """
+        Checks a call and prepares it. The arguments are those of
+        [`~transformers_jakiro.core.generation.jakiro_decode`].
+
+        Raises:
+            ValueError, NotImplementedError: see there.
+        """
+        check_prompt(input_ids, model_kwargs)
+        cache: Any = model_kwargs.get(compat.CACHE)
+        chain_only = only_chains(model, cache, generation_config, input_ids.shape[0])
+        drafter_class = require_drafter_class(assistant)
+        target = drafter_class.view(assistant, model)
+        rows = Rows(input_ids, generation_config, stopping_criteria)
+        noise, coupling = _noise_for(target, rows, generation_config, logits_processor)
+        if num_assistant_tokens is None:
+            num_assistant_tokens = explicit_num_assistant_tokens(generation_config)
+        context = DraftingContext(
+            target,
+            rows,
+            num_assistant_tokens,
+            temperature=(generation_config.temperature or 1.0) if generation_config.do_sample else 0.0,
+            coupling=coupling,
+        )
+        drafter = drafter_class(assistant, context)
+        if is_static(cache):
+            cache = fit_static_cache(model, cache, generation_config, drafter.num_draft_tokens)
+            model_kwargs[compat.CACHE] = cache
+            compile_config = compat.compile_config_of(model, model_kwargs, generation_config)
+            drafter.make_static(static_capacity(cache), compile_config)
+        adaptive = compat.wants_adaptive_trees(generation_config)
+        seen = generation_config.return_dict_in_generate or is_user_defined(cache, generation_config)
+        return cls(
+            target=target,
+            rows=rows,
+            chooser=TokenChooser(rows, generation_config, logits_processor, noise),
+            drafter=drafter,
+            schedule=AdaptiveSchedule(drafter.depth, drafter.levels_without_forward)
+            if adaptive
+            else ConstantSchedule(),
+            recorder=Recorder(rows),
+            stream=StreamFeeder(streamer, rows),
+            noise=noise,
+            chain_only=chain_only,
+            may_drop_rows=not seen and not is_static(cache),
+            input_ids=input_ids,
+            cache=cache,
+            generation_config=generation_config,
+            model_kwargs=model_kwargs,
+        )
+
+    def tree_forward(self) -> TreeForward:
+        """The target's forwards over trees, once the prompt is in its cache."""
+        largest = self.drafter.num_draft_tokens + 1
+        adaptive = isinstance(self.schedule, AdaptiveSchedule)
+        sizes = (1, -(-largest // 4), -(-largest // 2), largest) if adaptive else (largest,)
+        return TreeForward(
+            self.target,
+            self.cache,
+            self.rows,
+            self.generation_config,
+            self.model_kwargs,
+            sizes=sizes,
+            chain_only=self.chain_only,
+        )
+
+    def prefill(self) -> Any:
+        """
+        Runs the target over the prompt, as plain `generate` does, and lets the drafter observe it. Returns the last
+        outputs.
+
+        Raises:
+            NotImplementedError: if the target's cache holds a state that cannot be cropped, or its head is of a kind
+                that drafters cannot use.
+        """
+        outputs: Any = None
+        for outputs, observation in self._prompt_chunks():  # noqa: B007 - the last ones are returned
+            self.drafter.observe(observation)
+        if self.target.reads_hidden_states:
+            self.target.check_head(outputs.hidden_states[-1][:, -1], outputs.logits[:, -1])
+        check_croppable(self.target.model, self.cache)
+        self.rows.begin(int(self.cache.get_seq_length()))
+        return outputs
+
+    def _prompt_chunks(self) -> Iterator[tuple[Any, Observation]]:
+        """The prompt's forwards, and what there is to observe in each."""
+        prompt_embeddings = self.model_kwargs.get("inputs_embeds")
+        attention_mask = self.model_kwargs.get("attention_mask")
+        wanted = self.generation_config.output_hidden_states or self.target.output_hidden_states
+        kwargs = {**self.model_kwargs, "output_hidden_states": wanted}
+        processed = already_cached = int(self.cache.get_seq_length())
+        for outputs, num_tokens in compat.prefill(self.target.model, self.input_ids, self.generation_config, kwargs):
+            end = processed + num_tokens
+            # the ids are those of the whole prompt, or of what is not cached yet
+            skipped = 0 if self.input_ids.shape[1] >= end else already_cached
+            has_ids = prompt_embeddings is None
+            yield (
+                outputs,
+                Observation(
+                    num_tokens=[num_tokens] * len(self.rows.all),
+                    tokens=self.input_ids[:, processed - skipped : end - skipped] if has_ids else None,
+                    embeddings=None if prompt_embeddings is None else prompt_embeddings[:, processed:end],
+                    features=self.target.read(outputs.hidden_states) if self.target.reads_hidden_states else None,
+                    attention_mask=None if attention_mask is None else attention_mask[:, processed:end],
+                ),
+            )
+            processed = end
+
+
+def _noise_for(
+    target: Target, rows: Rows, generation_config: GenerationConfig, logits_processor: LogitsProcessorList
+) -> tuple[TargetNoise | None, SamplingCoupling | None]:
+    """The random numbers that the target will draw, and how a drafter uses them; None if they cannot be known."""
+    if not generation_config.do_sample or not can_couple(rows.device):
+        return None, None
+    noise = TargetNoise.of(len(rows.all), target.config.vocab_size, rows.device)
+    return noise, SamplingCoupling(noise, generation_config.temperature or 1.0, logits_processor, rows.device)
+
+
+__all__ = ["Session"]
