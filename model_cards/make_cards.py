@@ -1,15 +1,15 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """
-Write the finished model cards of this folder: those of the two drafters in this repository, with the figures of
-`results/*.json`, and those of the published Jakiro drafters as `jakiro convert` makes them.
+Write the model cards in this folder: for the two drafters in this repository, with the figures of `results/*.json`,
+and for the published Jakiro drafters after `jakiro convert`.
 
 ```bash
 python model_cards/make_cards.py
 ```
 
-The figures are made by (in the repository's root; `T` is the 44M-parameter chat model, `PROMPTS` the prompts of the
-published evaluation, cut to fit it)
+The figures are measured with these commands in the root of the repository. `T` is the 44M-parameter chat model, and
+`PROMPTS` are the prompts of the published evaluation, cut to fit it.
 
 ```bash
 pair=src/transformers_jakiro/pair
@@ -141,23 +141,23 @@ def published_card(name: str, target: str, kind: str) -> ModelCard:
             "Recipe": PUBLISHED_RECIPE.format(SCHEDULES[kind]),
         },
         limits=[
-            "It drafts for the target above and no other: of a fine-tuned or newer version of it, less is accepted.",
-            "Trees are those of `transformers_jakiro`; `draft.config.tree_temperature = 1.0` and "
+            "It drafts for the target above and no other: a fine-tuned or newer version of it accepts fewer tokens.",
+            "Trees are grown by `transformers_jakiro`. `draft.config.tree_temperature = 1.0` and "
             "`draft.config.couple_sampling = False` choose their nodes as published.",
             *(
                 [
                     "When sampling, the published code verifies Jakiro\\* drafts in a way that is not lossless. Here "
-                    "the target itself chooses every token, so figures of that code do not carry over."
+                    "the target itself chooses every token, so figures of that code do not apply."
                 ]
                 if star
                 else [
-                    "The published code attaches the last level of its trees to other parents and skips the logits "
-                    "processors for the last token of a step; here both are right, so figures of that code do not "
-                    "carry over."
+                    "The published code attaches the last level of its trees to the wrong parents, and skips the "
+                    "logits processors for the last token of a step. Both are corrected here, so figures of that code "
+                    "do not apply."
                 ]
             ),
-            "How much faster it is depends on the machine, the precision and the number of prompts at a time.",
-            "No licence is stated here: those of the checkpoint and of the target apply.",
+            "The speed-up depends on the machine, the precision and the number of prompts at a time.",
+            "No licence is stated here: those of the checkpoint and the target apply.",
         ],
     )
 

@@ -1,6 +1,10 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
-"""Conversations: read from files and data sets, and rendered as a prompt."""
+"""
+Conversations: reads them from files and datasets, and renders them as a prompt.
+
+Symbols in shape comments: T positions.
+"""
 
 import gzip
 import json
@@ -13,11 +17,15 @@ import torch
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"} | {
-    role: role for role in ("system", "user", "assistant", "tool")
+_SHAREGPT_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
 }
-
-# of local files; everything else is taken for JSON lines
+# formats of local files that `datasets` reads; all other files are read as JSON lines
 _DATASETS_FORMATS = ("json", "csv", "parquet", "arrow")
 
 
@@ -25,17 +33,20 @@ def read_conversations(
     path_or_id: str | Path, split: str = "train", limit: int | None = None
 ) -> Sequence[dict[str, Any]]:
     """
-    The rows of a dataset: a file of JSON lines, plain or gzipped (`.gz`), or what `datasets.load_dataset` reads: a Hub
-    id, a folder, a `.json`, `.csv`, `.parquet` or `.arrow` file.
+    Reads the rows of a dataset: a file of JSON lines, plain or gzipped (`.gz`), or anything that
+    `datasets.load_dataset` reads: a Hub id, a folder, a `.json`, `.csv`, `.parquet` or `.arrow` file.
 
     Args:
         path_or_id (`str` or `Path`): file, folder or Hub id.
-        split (`str`): of a Hub id or a folder.
-        limit (`int`, *optional*): how many rows, from the first on.
+        split (`str`): the split of a Hub id or a folder.
+        limit (`int`, *optional*): the number of rows to read, from the first one on. Default: all.
+
+    Returns:
+        A list, or a `datasets.Dataset`.
 
     Raises:
         ValueError: if a line is not a JSON object.
-        OSError: if there is no such file or dataset, or if `datasets` is needed and not installed.
+        OSError: if the file or dataset does not exist, or if `datasets` is needed but not installed.
     """
     path = Path(path_or_id)
     file_format = path.name.removesuffix(".gz").rpartition(".")[2]
@@ -47,7 +58,7 @@ def read_conversations(
         import datasets
     except ImportError as error:
         raise OSError(
-            f"Reading {path_or_id} takes the `datasets` package (`pip install datasets`). Without it, give a file of "
+            f"Reading {path_or_id} needs the `datasets` package (`pip install datasets`). Without it, give a file of "
             "JSON lines (`.jsonl`, `.jsonl.gz`)."
         ) from error
     if path.is_file():
@@ -72,13 +83,18 @@ def _read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def from_sharegpt(turns: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """ShareGPT's `from` and `value` as `role` and `content`; answers to nothing at the beginning are left out."""
-    messages = []
+def from_sharegpt(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """
+    Converts turns of `from` and `value` (ShareGPT) to messages of `role` and `content`. Answers at the beginning are
+    dropped, because they answer nothing.
+    """
+    messages: list[dict[str, Any]] = []
     for turn in turns:
         role = turn.get("from") or turn.get("role")
         if role not in _SHAREGPT_ROLES:
-            raise ValueError(f"A turn of `conversations` is from {role!r}, expected one of {sorted(_SHAREGPT_ROLES)}.")
+            raise ValueError(
+                f"A turn of `conversations` is from {role!r}, expected one of {sorted(_SHAREGPT_ROLES)}. Rename it."
+            )
         content = turn["value"] if turn.get("value") is not None else turn.get("content")
         messages.append({"role": _SHAREGPT_ROLES[role], "content": content})
     first = next((i for i, message in enumerate(messages) if message["role"] != "assistant"), len(messages))
@@ -89,7 +105,7 @@ def encode_conversation(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], device: torch.device
 ) -> dict[str, torch.Tensor]:
     """
-    A conversation as the chat template frames it, ready to be answered; the bare text if there is no template.
+    Renders a conversation with the chat template, ready to be answered; without a template, as bare text.
 
     Returns:
         `input_ids` and `attention_mask`, `[1, T]`.
@@ -97,12 +113,16 @@ def encode_conversation(
     Raises:
         ValueError: if the template refuses the conversation.
     """
+    inputs: Any
     if tokenizer.chat_template is None:
         inputs = tokenizer("\n\n".join(message["content"] for message in messages), return_tensors="pt")
     else:
         try:
             inputs = tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=True, return_tensors="pt", return_dict=True
+                [dict(message) for message in messages],
+                add_generation_prompt=True,
+                return_tensors="pt",
+                return_dict=True,
             )
         except TemplateError as error:
             roles = [message["role"] for message in messages]

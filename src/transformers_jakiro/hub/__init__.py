@@ -1,3 +1,3 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
-"""Drafters in and out: published checkpoints, model cards, uploads."""
+"""Reads published checkpoints, writes model cards, publishes drafters."""

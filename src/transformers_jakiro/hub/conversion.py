@@ -1,12 +1,13 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """
-Published checkpoints to [`JakiroDraftModel`]: original Jakiro, Jakiro\\* and EAGLE-1/2 drafters, and EAGLE-3 drafters
-in the layouts of SafeAILab, SpecForge and speculators.
+Converts published checkpoints to [`JakiroDraftModel`]: original Jakiro, Jakiro\\* and EAGLE-1/2 drafters, and EAGLE-3
+drafters in the layouts of SafeAILab, SpecForge and speculators.
 
-Nothing in such a checkpoint marks its variant, and its config holds fields that do not apply, so the architecture is
-read off tensor names and shapes; the config only supplies what shapes cannot tell. Then every tensor must be there,
-with the expected shape, finite, and nothing else: a drafter with a wrong weight still runs, it just drafts nonsense.
+Nothing in such a checkpoint marks its variant, and its config holds fields that do not apply. So the architecture is
+inferred from the names and shapes of tensors, and the config only supplies what shapes cannot tell. Then every tensor
+must be present, finite and of the expected shape, and there must be no others: a drafter with a wrong weight still
+runs, but drafts nonsense.
 
 Symbols in shape comments: H hidden size, N experts, I inner width of one expert.
 """
@@ -18,7 +19,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, cast
 
 import torch
 from huggingface_hub import snapshot_download
@@ -45,62 +46,74 @@ from .reading import WEIGHTS_FILES, config_int, matrix_shape, read_weights
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
-# what to fetch from the Hub to have either format
+# the files to fetch from the Hub for either format
 _HUB_PATTERNS = (
     ["config.json", "model.safetensors", "model-*.safetensors", "model.safetensors.index.json"],
     ["config.json", "pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json"],
 )
-# of config.json, under the same names in both
+# fields of config.json that have the same names in both layouts
 _SAME_FIELDS = (
-    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_act"),
-    *("max_position_embeddings", "rms_norm_eps", "bos_token_id", "eos_token_id", "pad_token_id"),
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
 )
+_PUBLISHED_MAX_POSITIONS = 2048  # the default of the published code
 _PREFIXES = ("model.", "ea_layer.")
-# the target's, or recomputed, or read already
+# tensors of the target, tensors that are recomputed, and tensors that were read before
 _IGNORED = re.compile(
     r"embed_tokens\.weight|lm_head\.weight|(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"
     r"|verifier_(norm|lm_head)\.weight|d2t|t2d"
 )
-# these stand beside the names with a prefix
+# names without a prefix, even where all others have one
 _WITHOUT_PREFIX = ("lm_head.weight", "d2t", "t2d")
-
-DraftModel = TypeVar("DraftModel", bound=JakiroDraftModel)
 
 
 def load_original(
     path_or_repo_id: str | Path,
     target: PreTrainedModel | PreTrainedConfig | str | Path | None = None,
     *,
-    model_class: type[DraftModel] = JakiroDraftModel,  # type: ignore[assignment]
+    model_class: type[JakiroDraftModel] = JakiroDraftModel,
     dtype: torch.dtype | str | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
-) -> DraftModel:
+) -> JakiroDraftModel:
     """
     Reads a drafter in the layout of the published Jakiro, Jakiro\\* and EAGLE-1/2 checkpoints, or an EAGLE-3 drafter
-    in that of SafeAILab, SpecForge or speculators.
+    in the layout of SafeAILab, SpecForge or speculators.
 
     Args:
         path_or_repo_id (`str` or `Path`):
             A folder with `config.json` and weights (`model.safetensors`, `pytorch_model.bin`, or either one sharded),
             or the id of such a repository on the Hub. Pickled weights are read with `weights_only=True`.
         target ([`~transformers.PreTrainedModel`], [`~transformers.PreTrainedConfig`], `str` or `Path`, *optional*):
-            The target, its config, or where to load that from. Gives vocabulary size, special tokens and name, which
-            otherwise come from the checkpoint's own config, and is checked against the checkpoint. Most EAGLE-3
-            drafters need it, as it tells which layers they read. Their own embeddings are left out if they are those
-            of the target, for which it must be a model or a local folder with safetensors.
+            The target, its config, or the place to load its config from. Supplies vocabulary size, special tokens and
+            name, which otherwise come from the checkpoint's own config, and is checked against the checkpoint. Most
+            EAGLE-3 drafters need it to determine the layers they read. Their own embeddings are dropped if they equal
+            the target's; to compare them, the target must be a model or a local folder with safetensors.
         model_class (`type`, *optional*):
-            Class of the drafter; default: [`JakiroDraftModel`] without the methods for the Hub.
+            The class of the drafter. Default: [`JakiroDraftModel`] without the methods for the Hub.
         dtype (`torch.dtype` or `str`, *optional*):
-            Precision of the drafter. None or `"auto"`: that of the checkpoint.
+            The precision of the drafter. None or `"auto"`: the checkpoint's.
         revision, token, cache_dir, local_files_only:
-            As in [`~huggingface_hub.snapshot_download`]. `revision` is the drafter's, not the target's.
+            See [`~huggingface_hub.snapshot_download`]. `revision` is the drafter's, not the target's.
+
+    Returns:
+        The drafter, an instance of `model_class`.
 
     Raises:
-        ValueError: if the checkpoint is damaged, incomplete, contradicts itself or the target, or is no such drafter.
-        OSError: if files are absent.
+        ValueError: if the checkpoint is damaged or incomplete, if it contradicts itself or the target, or if it is not
+            such a drafter.
+        OSError: if files are missing.
     """
     torch_dtype = _as_dtype(dtype)
     hub_kwargs = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
@@ -128,7 +141,7 @@ def load_original(
     if draft_token_ids is not None:
         weights["draft_token_ids"] = draft_token_ids
     model = model_class.from_pretrained(None, config=config, state_dict=weights, dtype=tensors["fc.weight"].dtype)
-    model.config._name_or_path = model.name_or_path = str(path_or_repo_id)
+    model.config.name_or_path = model.name_or_path = str(path_or_repo_id)
     return model
 
 
@@ -145,8 +158,8 @@ def convert_original(
 
     Args:
         src (`str` or `Path`): folder or Hub id of the original checkpoint.
-        dst (`str` or `Path`): the new folder; must not exist, or be empty.
-        target, kwargs: as in [`load_original`].
+        dst (`str` or `Path`): the new folder. Must not exist, or be empty.
+        target, kwargs: see [`load_original`].
 
     Returns:
         `Path`: the absolute path of `dst`.
@@ -164,28 +177,29 @@ def convert_original(
 
 def export_original(draft_model: JakiroDraftModel, dst: str | Path) -> Path:
     """
-    The reverse of [`convert_original`]: a folder in the layout of the published Jakiro, Jakiro\\* or EAGLE-1/2
+    Reverses [`convert_original`]: writes a folder in the layout of the published Jakiro, Jakiro\\* or EAGLE-1/2
     checkpoints, with `config.json` and `model.safetensors`. It appears complete or not at all.
 
     Args:
-        draft_model ([`JakiroDraftModel`]): of a kind that the published code of that layout runs with the same result.
-        dst (`str` or `Path`): the new folder; must not exist, or be empty.
+        draft_model ([`JakiroDraftModel`]): a drafter that the published code of this layout runs with the same result.
+        dst (`str` or `Path`): the new folder. Must not exist, or be empty.
 
     Returns:
         `Path`: the absolute path of `dst`.
 
     Raises:
         FileExistsError: if `dst` is a file or holds files.
-        ValueError: saying what the published code lacks for this drafter.
+        ValueError: if the published code cannot run this drafter; the message says why.
     """
-    dst, config = _new_folder(dst), draft_model.config
+    dst = _new_folder(dst)
+    config = cast(JakiroDraftConfig, draft_model.config)
     tensors = jakiro_state_dict_to_original(draft_model.state_dict(), config)
     _check_published_code_runs(config)
     original = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "intermediate_size": config.expert_intermediate_size,
-        "rope_theta": config.rope_parameters["rope_theta"],
+        "rope_theta": _rope(config)["rope_theta"],
         "bias": config.fusion_bias,
         "torch_dtype": str(draft_model.dtype).removeprefix("torch."),
         "tie_word_embeddings": False,
@@ -204,10 +218,15 @@ def export_original(draft_model: JakiroDraftModel, dst: str | Path) -> Path:
     return dst
 
 
+def _rope(config: JakiroDraftConfig) -> dict[str, Any]:
+    return cast(dict[str, Any], config.rope_parameters)
+
+
 def _check_published_code_runs(config: JakiroDraftConfig) -> None:
-    """Raises `ValueError` for what the published code hard-wires otherwise; it would load, and draft nonsense."""
-    is_jakiro, is_star = config.head_mode == "contrastive", config.head_mode == "decoupled"
-    theta = config.rope_parameters["rope_theta"]
+    """Raises `ValueError` for what the published code hard-wires differently; it would load, and draft nonsense."""
+    is_jakiro = config.head_mode == "contrastive"
+    is_star = config.head_mode == "decoupled"
+    theta = _rope(config)["rope_theta"]
     for wrong, rule, got in (
         (config.num_experts > 2, "two experts at most", f"num_experts={config.num_experts}"),
         (
@@ -221,12 +240,12 @@ def _check_published_code_runs(config: JakiroDraftConfig) -> None:
             f"num_hidden_layers={config.num_hidden_layers}",
         ),
         (
-            config.head_dim * config.num_attention_heads != config.hidden_size,
+            cast(int, config.head_dim) * config.num_attention_heads != config.hidden_size,
             f"heads that make up the hidden size ({config.hidden_size})",
             f"num_attention_heads={config.num_attention_heads}, head_dim={config.head_dim}",
         ),
         (
-            config.rope_parameters.get("rope_type", "default") != "default",
+            _rope(config).get("rope_type", "default") != "default",
             "rotary embeddings without scaling",
             f"rope_parameters={config.rope_parameters}",
         ),
@@ -235,8 +254,8 @@ def _check_published_code_runs(config: JakiroDraftConfig) -> None:
     ):
         if wrong:
             raise ValueError(
-                f"The published code of this layout knows {rule}, got {got}. Save this drafter with `save_pretrained` "
-                "instead."
+                f"The published code of this layout supports only {rule}, got {got}. Save this drafter with "
+                "`save_pretrained` instead."
             )
 
 
@@ -251,13 +270,13 @@ def _new_folder(path: str | Path) -> Path:
 
 @contextmanager
 def _complete_or_absent(dst: Path) -> Iterator[Path]:
-    """Where to write a folder that becomes `dst`, once it is complete."""
+    """Gives a path to write a folder at, which is renamed to `dst` if there was no error."""
     dst.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{dst.name}-", dir=dst.parent) as scratch:
         complete = Path(scratch) / dst.name
         yield complete
         if dst.is_dir():
-            dst.rmdir()  # empty, or this raises: renaming onto an empty folder is not portable
+            dst.rmdir()  # raises unless it is empty; renaming onto an empty folder is not portable
         complete.rename(dst)
 
 
@@ -329,29 +348,29 @@ def _layout(config: JakiroDraftConfig) -> Layout:
 
 
 def _check_has_layout(config: JakiroDraftConfig) -> None:
-    """Raises `ValueError` if the loaders of Jakiro and EAGLE-1/2 checkpoints know no drafter of this kind."""
+    """Raises `ValueError` if the layouts of Jakiro and EAGLE-1/2 have no drafter of this kind."""
     kind = (config.gated_experts, config.num_experts > 1, config.head_mode)
     if kind not in ((True, True, "contrastive"), (False, True, "decoupled"), (True, False, "single")):
         raise ValueError(
-            "The original layout knows gated experts with a contrastive branch (Jakiro), two-layer experts with "
-            "decoupled heads (Jakiro*) and one gated expert with a single head (EAGLE-1/2), got "
+            "The original layout has gated experts with a contrastive branch (Jakiro), two-layer experts with "
+            "decoupled heads (Jakiro*) or one gated expert with a single head (EAGLE-1/2), got "
             f"gated_experts={config.gated_experts}, num_experts={config.num_experts}, head_mode='{config.head_mode}'. "
             "Save this drafter with `save_pretrained` instead."
         )
     if (config.embedding_multiplier, config.feature_multiplier) != (1, 1):
         raise ValueError(
-            "The original layout knows no multipliers of embeddings and features, got "
+            "The original layout has no multipliers of embeddings and features, got "
             f"embedding_multiplier={config.embedding_multiplier}, feature_multiplier={config.feature_multiplier}. "
             "Call `draft.fold_multipliers()` first."
         )
     if config.final_norm:
         raise ValueError(
-            "The original layout knows no norm after the experts, got `final_norm=True`. Save this drafter with "
-            "`save_pretrained` instead; one that is to be exported must be trained with `final_norm=False`."
+            "The original layout has no norm after the experts, got `final_norm=True`. Save this drafter with "
+            "`save_pretrained` instead; to export a drafter, train it with `final_norm=False`."
         )
     if config.feature_layers is not None:
         raise ValueError(
-            "The original layout knows drafters of the target's last hidden states alone, got "
+            "Drafters in the original layout read only the target's last hidden states, got "
             f"feature_layers={config.feature_layers}. Save this drafter with `save_pretrained` instead."
         )
     if config.draft_vocab_size is not None:
@@ -370,7 +389,7 @@ def _original_shapes(config: JakiroDraftConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _check_layout(tensors: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]], what: str) -> None:
-    """Raises `ValueError` that lists the tensors which are missing, unexpected or not shaped as in `shapes`."""
+    """Raises `ValueError` that lists the tensors that are missing, unexpected or not of the shape in `shapes`."""
     problems = [f"`{name}` {shape} is missing" for name, shape in shapes.items() if name not in tensors]
     for name, tensor in tensors.items():
         shape = tuple(tensor.shape)
@@ -395,14 +414,15 @@ def original_state_dict_to_jakiro(
     Renames and fuses the tensors of an original checkpoint (without embeddings and head).
 
     Args:
-        tensors (`Mapping[str, torch.Tensor]`): names without prefix, as published.
+        tensors (`Mapping[str, torch.Tensor]`): the published tensors and shapes, names without prefix.
         config ([`JakiroDraftConfig`]): the architecture they belong to.
 
     Returns:
-        `dict[str, torch.Tensor]`: the state dict of a [`JakiroDraftModel`]; shares no memory with `tensors`.
+        `dict[str, torch.Tensor]`: the state dict of a [`JakiroDraftModel`], which shares no memory with `tensors`.
 
     Raises:
-        ValueError: if tensors are missing, unexpected or of a wrong shape, or no original layout exists.
+        ValueError: if tensors are missing, unexpected or of a wrong shape, or if there is no original layout for the
+            architecture.
     """
     _check_layout(tensors, _original_shapes(config), "an original checkpoint")
     return {
@@ -415,26 +435,27 @@ def jakiro_state_dict_to_original(
     tensors: Mapping[str, torch.Tensor], config: JakiroDraftConfig
 ) -> dict[str, torch.Tensor]:
     """
-    The exact reverse of [`original_state_dict_to_jakiro`], for state dicts or anything shaped like one (gradients).
+    The exact inverse of [`original_state_dict_to_jakiro`], for state dicts or anything shaped like one (gradients).
 
     Args:
-        tensors (`Mapping[str, torch.Tensor]`): state dict of a [`JakiroDraftModel`].
-        config ([`JakiroDraftConfig`]): its config.
+        tensors (`Mapping[str, torch.Tensor]`): the state dict of a [`JakiroDraftModel`].
+        config ([`JakiroDraftConfig`]): the drafter's config.
 
     Returns:
-        `dict[str, torch.Tensor]`: contiguous tensors under their original names.
+        `dict[str, torch.Tensor]`: contiguous tensors under their original names and with their original shapes.
 
     Raises:
-        ValueError: if tensors are missing, unexpected or of a wrong shape, or no original layout exists.
+        ValueError: if tensors are missing, unexpected or of a wrong shape, or if there is no original layout for the
+            architecture.
     """
     if config.fusion == "eagle3":
         raise ValueError(
             "An EAGLE-3 drafter is not written back. It is not trained here, so the checkpoint that it was converted "
-            "from holds the same weights in the layout that other loaders know; the layouts of Jakiro and EAGLE-1/2 "
+            "from holds the same weights in a layout that other loaders read. The layouts of Jakiro and EAGLE-1/2 "
             "have no place for them (a head and norms of its own, attention over embedding and feature)."
         )
     layout = _layout(config)
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for name, (dim, sources) in layout.items():
         shape = list(next(iter(sources.values())))
         shape[dim] = sum(source[dim] for source in sources.values())
@@ -455,12 +476,12 @@ def _infer_config(
 ) -> JakiroDraftConfig:
     """
     Args:
-        tensors: original tensors without prefix, ignored ones included.
+        tensors: original tensors without prefix, including ignored ones.
         original: the checkpoint's `config.json`.
         target: the target's config.
 
     Raises:
-        ValueError: if tensors that tell the architecture are missing or odd, or if config, tensors and target
+        ValueError: if tensors that determine the architecture are missing or odd, or if config, tensors and target
             contradict each other.
     """
     text_config = target.get_text_config(decoder=True) if target is not None else None
@@ -470,48 +491,60 @@ def _infer_config(
     _check_against_config(tensors, original, values)
     values["vocab_size"] = config_int(original, "vocab_size")
     if text_config is not None:
-        read_size = values.get("target_hidden_size") or values["hidden_size"]
-        for name, got in (("hidden_size", read_size), ("vocab_size", values["vocab_size"])):
-            expected = getattr(text_config, name)
-            if got not in (None, expected):
-                raise ValueError(
-                    f"the drafter has `{name}={got}`, the target {expected}. A drafter only fits the target "
-                    "it was trained for: give that one."
-                )
+        _check_against_target(values, text_config)
         values["vocab_size"] = text_config.vocab_size
-        values["target_name_or_path"] = getattr(target, "_name_or_path", None) or None
+        values["target_name_or_path"] = getattr(target, "name_or_path", None) or None
     elif values["vocab_size"] is None:
-        raise ValueError("its config.json lacks `vocab_size`: give `target`, or put the target's in.")
+        raise ValueError("its config.json lacks `vocab_size`: give `target`, or add the target's to config.json.")
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         values[name] = getattr(text_config, name, None) if text_config is not None else original.get(name)
-
-    embeddings = tensors.get("embed_tokens.weight")
-    expected_shape = (values["vocab_size"], values["hidden_size"])
-    if embeddings is not None and tuple(embeddings.shape) != expected_shape:
-        raise ValueError(
-            f"`embed_tokens.weight` has shape {tuple(embeddings.shape)}, expected {expected_shape} by `vocab_size` in "
-            f"{'its config.json' if text_config is None else 'the config of the target'}. Use the config or the "
-            "target that belongs to these weights."
-        )
-    eps = original.get("rms_norm_eps")
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < 1:
-        raise ValueError(
-            f"its config.json must have `rms_norm_eps`, a number between 0 and 1, got {eps!r}. Put in the target's."
-        )
-    # the published code's default
-    values["max_position_embeddings"] = config_int(original, "max_position_embeddings") or 2048
-    values["rms_norm_eps"], values["rope_parameters"] = float(eps), _rope_parameters(original)
+    source = "its config.json" if text_config is None else "the config of the target"
+    _check_embeddings(tensors, (values["vocab_size"], values["hidden_size"]), source)
+    values["rms_norm_eps"] = _rms_norm_eps(original)
+    values["max_position_embeddings"] = config_int(original, "max_position_embeddings") or _PUBLISHED_MAX_POSITIONS
+    values["rope_parameters"] = _rope_parameters(original)
     values["static_tree"] = original.get("static_tree")
     if values.get("fusion") == "eagle3":
         values["draft_vocab_size"] = infer_draft_vocab_size(tensors, original, values["vocab_size"])
     try:
         return JakiroDraftConfig(**values)
     except (StrictDataclassError, KeyError, TypeError) as error:
-        raise ValueError(f"its config.json gives a config that is refused: {error}") from error
+        raise ValueError(f"its config.json results in an invalid config: {error}") from error
+
+
+def _check_against_target(values: Mapping[str, Any], target: PreTrainedConfig) -> None:
+    """Raises `ValueError` if the drafter's sizes are not those of the target."""
+    read_size = values.get("target_hidden_size") or values["hidden_size"]
+    for name, got in (("hidden_size", read_size), ("vocab_size", values["vocab_size"])):
+        expected = getattr(target, name)
+        if got not in (None, expected):
+            raise ValueError(
+                f"the drafter has `{name}={got}`, the target {expected}. A drafter only fits the target "
+                "it was trained for: give that one."
+            )
+
+
+def _check_embeddings(tensors: Mapping[str, torch.Tensor], expected: tuple[int, int], source: str) -> None:
+    """Raises `ValueError` if the drafter has embeddings that are not of the `expected` shape `[V, H]`."""
+    embeddings = tensors.get("embed_tokens.weight")
+    if embeddings is not None and tuple(embeddings.shape) != expected:
+        raise ValueError(
+            f"`embed_tokens.weight` has shape {tuple(embeddings.shape)}, expected {expected} by `vocab_size` in "
+            f"{source}. Use the config or the target that belongs to these weights."
+        )
+
+
+def _rms_norm_eps(original: Mapping[str, Any]) -> float:
+    eps = original.get("rms_norm_eps")
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps < 1:
+        raise ValueError(
+            f"its config.json must have `rms_norm_eps`, a number between 0 and 1, got {eps!r}. Add the target's."
+        )
+    return float(eps)
 
 
 def _infer_architecture(tensors: Mapping[str, torch.Tensor], original: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of [`JakiroDraftConfig`] that names and shapes tell, given the number of attention heads."""
+    """The fields of [`JakiroDraftConfig`] that follow from names, shapes and the number of attention heads."""
     hidden_size, fc_in = matrix_shape(tensors, "fc.weight")
     if fc_in != 2 * hidden_size and not is_eagle3(tensors, original):
         raise ValueError(
@@ -521,37 +554,24 @@ def _infer_architecture(tensors: Mapping[str, torch.Tensor], original: Mapping[s
     num_layers = _count(tensors, r"layers\.(\d+)\.self_attn\..+")
     num_heads = config_int(original, "num_attention_heads")
     if num_heads is None:
-        raise ValueError("its config.json lacks `num_attention_heads`, which shapes cannot tell. Put it in.")
+        raise ValueError("its config.json lacks `num_attention_heads`, which shapes cannot tell. Add it.")
     q_size, _ = matrix_shape(tensors, "layers.0.self_attn.q_proj.weight")
     kv_size, _ = matrix_shape(tensors, "layers.0.self_attn.k_proj.weight")
     head_dim = q_size // num_heads
     if q_size % num_heads != 0 or kv_size % head_dim != 0:
         raise ValueError(
             f"`num_attention_heads={num_heads}` in its config.json does not divide the attention: q_proj has {q_size} "
-            f"rows, k_proj {kv_size}. Put in the head count that the drafter was trained with."
+            f"rows, k_proj {kv_size}. Correct it to the head count that the drafter was trained with."
         )
 
-    moe = "layers.0.mlp_moe."
-    num_experts = _count(tensors, re.escape(moe) + r"experts\.(\d+)\..+")
-    gated = _count(tensors, re.escape(moe) + r"experts\.(\d+)\.(fc|proj)\..+") == 0
-    if num_experts == 0:
-        num_experts, head_mode = 1, "single"
-        inner_size, _ = matrix_shape(tensors, "layers.0.mlp.gate_proj.weight")
-    else:
-        head_mode = "contrastive" if gated else "decoupled"
-        inner_size, _ = matrix_shape(tensors, f"{moe}experts.0.{'gate_proj' if gated else 'fc'}.weight")
-        gate = f"layers.{num_layers - 1}.mlp_moe.gate.weight"
-        gate_size, _ = matrix_shape(tensors, gate)
-        expected = num_experts + (2 if gated else 0)
-        if gate_size != expected:
-            raise ValueError(
-                f"`{gate}` has {gate_size} rows, expected {expected} for {num_experts} "
-                + ("gated experts (Jakiro: two more rows than experts)" if gated else "two-layer experts (Jakiro*)")
-                + ". The checkpoint lacks experts, or its variant is not supported."
-            )
+    num_experts, inner_size, gated = _infer_experts(tensors, num_layers)
+    head_mode = "single" if num_experts == 1 else "contrastive" if gated else "decoupled"
     activation = original.get("hidden_act", "silu") if gated else "gelu"  # Jakiro* ignores the field
     if not isinstance(activation, str) or activation not in ACT2FN:
-        raise ValueError(f"its config.json says `hidden_act={activation!r}`, which is no activation of Transformers.")
+        raise ValueError(
+            f"its config.json says `hidden_act={activation!r}`, which is not an activation of Transformers. Correct "
+            "the field."
+        )
     return {
         "hidden_size": hidden_size,
         "num_hidden_layers": num_layers,
@@ -569,13 +589,34 @@ def _infer_architecture(tensors: Mapping[str, torch.Tensor], original: Mapping[s
     }
 
 
+def _infer_experts(tensors: Mapping[str, torch.Tensor], num_layers: int) -> tuple[int, int, bool]:
+    """The number of experts, the inner width of an expert, and whether experts are gated."""
+    moe = "layers.0.mlp_moe."
+    num_experts = _count(tensors, re.escape(moe) + r"experts\.(\d+)\..+")
+    gated = _count(tensors, re.escape(moe) + r"experts\.(\d+)\.(fc|proj)\..+") == 0
+    if num_experts == 0:
+        inner_size, _ = matrix_shape(tensors, "layers.0.mlp.gate_proj.weight")
+        return 1, inner_size, gated
+    inner_size, _ = matrix_shape(tensors, f"{moe}experts.0.{'gate_proj' if gated else 'fc'}.weight")
+    gate = f"layers.{num_layers - 1}.mlp_moe.gate.weight"
+    gate_size, _ = matrix_shape(tensors, gate)
+    expected = num_experts + (2 if gated else 0)
+    if gate_size != expected:
+        kind = "gated experts (Jakiro: two more rows than experts)" if gated else "two-layer experts (Jakiro*)"
+        raise ValueError(
+            f"`{gate}` has {gate_size} rows, expected {expected} for {num_experts} {kind}. The checkpoint lacks "
+            "experts, or its variant is not supported."
+        )
+    return num_experts, inner_size, gated
+
+
 def _check_against_config(
     tensors: Mapping[str, torch.Tensor], original: Mapping[str, Any], inferred: Mapping[str, Any]
 ) -> None:
     """Raises `ValueError` if the checkpoint's config contradicts the architecture inferred from its tensors."""
     same = ("hidden_size", "num_hidden_layers", "num_key_value_heads", "head_dim", "num_experts_per_tok")
     counterparts = {**{name: name for name in same}, "num_local_experts": "num_experts"}
-    if inferred["head_mode"] != "contrastive":  # for Jakiro the field is the target's, and ignored
+    if inferred["head_mode"] != "contrastive":  # in Jakiro's configs the field is the target's, and ignored
         counterparts["intermediate_size"] = "expert_intermediate_size"
     for name, ours in counterparts.items():
         stated = config_int(original, name)
@@ -615,7 +656,7 @@ def _rope_parameters(original: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"its config.json says `rope_scaling={scaling!r}`, expected null or an object.")
     if scaling.get("partial_rotary_factor", original.get("partial_rotary_factor")) not in (None, 1):
         raise ValueError(
-            "its config.json has a `partial_rotary_factor`: drafters that rotate parts of heads are not known."
+            "its config.json has a `partial_rotary_factor`: drafters that rotate parts of heads are not supported."
         )
     theta = scaling.get("rope_theta", original.get("rope_theta"))
     theta = 10000.0 if theta is None else theta  # the published code's default
@@ -624,19 +665,20 @@ def _rope_parameters(original: Mapping[str, Any]) -> dict[str, Any]:
     rope_type = scaling.get("rope_type", scaling.get("type", "default"))
     if rope_type != "default" and rope_type not in ROPE_INIT_FUNCTIONS:
         raise ValueError(
-            f"its config.json says the rotary type is {rope_type!r}, known are {['default', *ROPE_INIT_FUNCTIONS]}."
+            f"its config.json says that the rotary type is {rope_type!r}, expected one of "
+            f"{['default', *ROPE_INIT_FUNCTIONS]}. Correct the field."
         )
     rest = {name: value for name, value in scaling.items() if name != "type"}
     return {**rest, "rope_type": rope_type, "rope_theta": float(theta)}
 
 
 def _count(names: Mapping[str, Any], pattern: str) -> int:
-    """Number of distinct indices, the group in `pattern`: gaps show up later as missing and unexpected tensors."""
+    """The number of distinct indices, the group in `pattern`. Gaps show later, as missing and unexpected tensors."""
     return len({match.group(1) for name in names if (match := re.fullmatch(pattern, name))})
 
 
 def _strip_prefix(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Drops `model.` or `ea_layer.` where every name has it."""
+    """Drops `model.` or `ea_layer.` if every name begins with it."""
     for prefix in _PREFIXES:
         prefixed = [name.startswith(prefix) for name in tensors if name not in _WITHOUT_PREFIX]
         if prefixed and all(prefixed):
@@ -645,7 +687,7 @@ def _strip_prefix(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _refuse_foreign(tensors: Mapping[str, torch.Tensor], original: Mapping[str, Any]) -> None:
-    """Raises `ValueError` that says what a checkpoint is, where it is recognisably something else."""
+    """Raises `ValueError` for a checkpoint that is recognizably something else; the message says what it is."""
     supported = "Supported are original Jakiro, Jakiro* and EAGLE-1/2/3 drafters."
     kind = original.get("speculators_model_type", "eagle3")
     if kind != "eagle3":
@@ -662,7 +704,9 @@ def _refuse_foreign(tensors: Mapping[str, torch.Tensor], original: Mapping[str, 
         num_layers = _count(tensors, r"(?:.*\.)?layers\.(\d+)\..+")
         is_language_model = any(re.fullmatch(r"(.*\.)?layers\.0\.input_layernorm\.weight", name) for name in tensors)
         what = (
-            f"it looks like a full language model of {num_layers} layers" if is_language_model else "it is no drafter"
+            f"it looks like a full language model of {num_layers} layers"
+            if is_language_model
+            else "it is not a drafter"
         )
         raise ValueError(
             f"{what}: `fc.weight` is missing, the layer that fuses embeddings and features (found {len(tensors)} "
@@ -671,7 +715,7 @@ def _refuse_foreign(tensors: Mapping[str, torch.Tensor], original: Mapping[str, 
 
 
 def _check_and_cast(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
-    """All tensors in `dtype`, or as they are; raises `ValueError` for integers, mixed dtypes, NaN and infinity."""
+    """Casts all tensors to `dtype`, if any. Raises `ValueError` for integers, mixed dtypes, NaN and infinity."""
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES.values():
             raise ValueError(
@@ -688,7 +732,7 @@ def _check_and_cast(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | No
         other = next((name for name, tensor in tensors.items() if tensor.dtype != dtype), None)
         if other is not None:
             raise ValueError(
-                f"`{first}` is {dtype}, `{other}` {tensors[other].dtype}: choose one with `dtype`, for example "
+                f"`{first}` is {dtype}, but `{other}` is {tensors[other].dtype}: choose one with `dtype`, for example "
                 "`dtype='float32'`."
             )
     cast = {name: tensor.to(dtype) for name, tensor in tensors.items()}
@@ -718,7 +762,7 @@ def _locate(path_or_repo_id: str | Path, revision: str | None, **hub_kwargs: Any
     if path.is_dir():
         return path
     if path.exists():
-        raise NotADirectoryError(f"{path} is a file: give the folder with config.json and the weights.")
+        raise NotADirectoryError(f"{path} is a file: give the folder that holds config.json and the weights.")
     try:
         for patterns in _HUB_PATTERNS:
             folder = Path(

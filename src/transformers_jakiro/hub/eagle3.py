@@ -1,8 +1,8 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """
-EAGLE-3 checkpoints (arXiv 2503.01840) of SafeAILab, SpecForge and speculators: what their names, shapes and configs
-say.
+Interprets the names, shapes and configs of EAGLE-3 checkpoints (arXiv 2503.01840) of SafeAILab, SpecForge and
+speculators.
 
 Symbols in shape comments: V vocabulary, D tokens that can be drafted.
 """
@@ -10,7 +10,7 @@ Symbols in shape comments: V vocabulary, D tokens that can be drafted.
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -23,7 +23,7 @@ Layout = dict[str, tuple[int, dict[str, tuple[int, ...]]]]
 
 
 def is_eagle3(tensors: Mapping[str, torch.Tensor], original: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint without prefix is an EAGLE-3 drafter in any layout."""
+    """Whether a checkpoint, its names without prefix, is an EAGLE-3 drafter in any layout."""
     return "speculators_model_type" in original or any(
         name in ("d2t", "t2d") or name.startswith(("midlayer.", "layers.0.hidden_norm.")) for name in tensors
     )
@@ -32,7 +32,10 @@ def is_eagle3(tensors: Mapping[str, torch.Tensor], original: Mapping[str, Any]) 
 def unify_eagle3(
     tensors: Mapping[str, torch.Tensor], original: Mapping[str, Any]
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors as speculators names them, and its config with the fields of `transformer_layer_config` as its own."""
+    """
+    Returns the tensors under the names of speculators, and the config with the fields of its
+    `transformer_layer_config` merged in.
+    """
     renamed = {re.sub(r"^midlayer\.", "layers.0.", name): tensor for name, tensor in tensors.items()}
     if len(renamed) < len(tensors):
         raise ValueError("it has tensors both under `midlayer` and `layers.0`. Do not use this checkpoint.")
@@ -44,21 +47,24 @@ def infer_eagle3(
     tensors: Mapping[str, torch.Tensor], original: Mapping[str, Any], hidden_size: int, target: PreTrainedConfig | None
 ) -> dict[str, Any]:
     """
-    Fields of [`JakiroDraftConfig`] that are special to EAGLE-3.
+    Infers the fields of [`JakiroDraftConfig`] that are specific to EAGLE-3.
 
     Args:
-        tensors, original: as [`unify_eagle3`] gives them.
+        tensors: the result of [`unify_eagle3`].
+        original: the result of [`unify_eagle3`].
+        hidden_size: the drafter's.
         target: the target's text config.
     """
     if config_object(original, "eagle_config").get("use_aux_hidden_state", True) is not True:
         raise ValueError(
-            "its config.json says `use_aux_hidden_state` is not true: it reads the target's last hidden states alone. "
-            "Such EAGLE-3 drafters are not supported."
+            "its config.json says that `use_aux_hidden_state` is not true: it reads only the target's last hidden "
+            "states. Such EAGLE-3 drafters are not supported."
         )
     layer_types = original.get("layer_types")
     if layer_types and (not isinstance(layer_types, list) or any(kind != "full_attention" for kind in layer_types)):
         raise ValueError(
-            f"its config.json says `layer_types={layer_types!r}`, expected a list of 'full_attention' alone."
+            f"its config.json says `layer_types={layer_types!r}`, expected a list of 'full_attention' alone. Other "
+            "layers are not supported."
         )
     target_size = config_int(original, "target_hidden_size") or hidden_size
     _, fc_in = matrix_shape(tensors, "fc.weight")
@@ -91,25 +97,25 @@ def infer_eagle3(
 
 def _feature_layers(original: Mapping[str, Any], count: int, target: PreTrainedConfig | None) -> list[int]:
     """
-    The hidden states that an EAGLE-3 drafter fuses, as indices of `output_hidden_states` (i: what layer i reads).
+    The hidden states that an EAGLE-3 drafter fuses, as indices of `output_hidden_states` (i: the input of layer i).
 
-    speculators, and vLLM, count so, too; SpecForge, and SGLang, name the layers whose output it is. The published
-    drafters name none, and read layers 2, L // 2 and L - 3 of L.
+    speculators and vLLM use the same indices. SpecForge and SGLang name the layers whose outputs these are. The
+    published drafters name none, and read layers 2, L // 2 and L - 3 of L.
     """
     name, shift = "eagle_aux_hidden_state_layer_ids", 0
     layers = original.get(name)
     if not layers:
         layers, shift = config_object(original, "eagle_config").get(name), 1
-    if not layers and target is None:
-        raise ValueError(
-            "its config.json does not tell which of the target's layers it reads, as the rule is taken for granted. "
-            "Give `target`, whose number of layers tells."
-        )
     if not layers:
+        if target is None:
+            raise ValueError(
+                "its config.json does not say which of the target's layers it reads; the rule depends on the target's "
+                "number of layers. Give `target`."
+            )
         num_layers = target.num_hidden_layers
         layers, shift = [2, num_layers // 2, num_layers - 3], 0
     if not isinstance(layers, list) or not all(type(layer) is int for layer in layers):
-        raise ValueError(f"its config.json says `{name}={layers!r}`, expected a list of integers.")
+        raise ValueError(f"its config.json says `{name}={layers!r}`, expected a list of integers. Correct the field.")
     if len(layers) != count:
         raise ValueError(
             f"it reads {len(layers)} of the target's layers ({layers}), but `fc.weight` fuses {count} hidden states. "
@@ -121,7 +127,7 @@ def _feature_layers(original: Mapping[str, Any], count: int, target: PreTrainedC
 def infer_draft_vocab_size(
     tensors: Mapping[str, torch.Tensor], original: Mapping[str, Any], vocab_size: int
 ) -> int | None:
-    """Tokens that an EAGLE-3 drafter can draft, None for all."""
+    """The number of tokens that an EAGLE-3 drafter can draft, None for all."""
     stated = config_int(original, "draft_vocab_size")
     size = stated or vocab_size
     if "lm_head.weight" in tensors:
@@ -134,10 +140,10 @@ def infer_draft_vocab_size(
     return None if size == vocab_size else size
 
 
-def read_draft_token_ids(tensors: Mapping[str, torch.Tensor], config: JakiroDraftConfig) -> torch.LongTensor | None:
+def read_draft_token_ids(tensors: Mapping[str, torch.Tensor], config: JakiroDraftConfig) -> torch.Tensor | None:
     """
-    The target's tokens `[D]` that an EAGLE-3 drafter can draft, from its maps: `d2t` `[D]`, what to add to the number
-    of a token among them, and `t2d` `[V]`, which tokens they are.
+    Returns the target's tokens `[D]` that an EAGLE-3 drafter can draft, None for all. Reads them from its maps: `d2t`
+    `[D]`, the difference between a token's id and its index among them, and `t2d` `[V]`, which tokens they are.
     """
     offsets, chosen = tensors.get("d2t"), tensors.get("t2d")
     size = config.draft_vocab_size
@@ -171,8 +177,9 @@ def read_draft_token_ids(tensors: Mapping[str, torch.Tensor], config: JakiroDraf
 
 
 def eagle3_layout(config: JakiroDraftConfig) -> Layout:
-    """What an EAGLE-3 drafter has besides its layers."""
-    hidden, num_features = config.hidden_size, len(config.feature_layers)
+    """The part of the key map that is outside an EAGLE-3 drafter's layers, with the shapes of its tensors."""
+    hidden = config.hidden_size
+    num_features = len(config.feature_layers or ())
     target_size = config.target_hidden_size or hidden
     layout: Layout = {"feature_fusion.proj.weight": (0, {"fc.weight": (hidden, num_features * target_size)})}
     if config.fusion_norm == "each":
@@ -190,9 +197,9 @@ def eagle3_layout(config: JakiroDraftConfig) -> Layout:
 
 
 def _target_embeddings(target: PreTrainedModel | PreTrainedConfig | str | Path | None) -> torch.Tensor | None:
-    """The target's embeddings, where they are at hand: in a model, or safetensors in a local folder."""
+    """The target's embeddings `[V, H]`, if they are available: in a model, or as safetensors in a local folder."""
     if isinstance(target, PreTrainedModel):
-        return target.get_input_embeddings().weight.detach()
+        return cast(torch.Tensor, target.get_input_embeddings().weight).detach()
     folder = Path(target).expanduser() if isinstance(target, (str, Path)) else None
     if folder is None or not any((folder / name).is_file() for name in WEIGHTS_FILES[:2]):
         return None
@@ -203,7 +210,7 @@ def _target_embeddings(target: PreTrainedModel | PreTrainedConfig | str | Path |
 def drop_target_embeddings(
     tensors: dict[str, torch.Tensor], target: PreTrainedModel | PreTrainedConfig | str | Path | None
 ) -> None:
-    """Removes a drafter's embeddings if, in their precision, they are the target's, as far as these are at hand."""
+    """Removes a drafter's embeddings `[V, H]` if the target's are available and, in the drafter's dtype, equal."""
     own, shared = tensors.get("embed_tokens.weight"), _target_embeddings(target)
     if own is not None and shared is not None and torch.equal(own, shared.to(own)):
         del tensors["embed_tokens.weight"]

@@ -1,10 +1,10 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """
-Publishing a drafter: what its repository on the Hub holds – weights, config, model card and, if wanted, the code that
-loads it without this package – and `jakiro push`.
+Publishing a drafter: its repository on the Hub – weights, config, model card and, optionally, the code that loads it
+without this package – and `jakiro push`.
 
-`payload` is what `results.json` of `jakiro bench` holds. No figure in a card comes from anywhere else.
+A `payload` is the contents of a `results.json` of `jakiro bench`. No figure in a card comes from anywhere else.
 """
 
 import json
@@ -19,6 +19,7 @@ from typing import Any
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, hf_hub_download
 from huggingface_hub.errors import HFValidationError
 
+from ..core.compat import has_adapter
 from ..core.configuration_jakiro import JakiroDraftConfig
 from ..core.modeling_jakiro import JakiroDraftModel
 from ..files import write_json
@@ -30,7 +31,7 @@ TAGS = ("jakiro", "speculative-decoding", "draft-model")
 _CODE = Path(__file__).parents[1] / "core"
 _RECIPE = Path(__file__).with_name("custom_generate")
 _KINDS = {"contrastive": "Jakiro", "decoupled": "Jakiro\\*", "single": "dense EAGLE-style"}
-# of a config: what may differ between a drafter as it was measured and as it is published
+# fields of a config that may differ between a drafter when it was measured and when it is published
 _FREE_FIELDS = {
     "target_name_or_path",
     "target_revision",
@@ -49,7 +50,7 @@ def drafter_card(
     config: JakiroDraftConfig,
     repo_id: str,
     num_parameters: int | None = None,
-    results: Sequence[Mapping[str, Any]] = (),
+    results: Sequence[dict[str, Any]] = (),
     training: Mapping[str, Any] | None = None,
     license: str | None = None,
     tags: Sequence[str] = (),
@@ -57,71 +58,109 @@ def drafter_card(
     token: bool | str | None = None,
 ) -> ModelCard:
     """
-    The model card of a drafter.
+    Makes the model card of a drafter.
 
     Args:
-        config ([`JakiroDraftConfig`]): the drafter's; `target_name_or_path` and `target_revision` name its target.
-        repo_id (`str`): where the drafter is going to be.
-        num_parameters (`int`, *optional*): of the drafter.
-        results (`Sequence[Mapping]`): what `results.json` of `jakiro bench` holds, for one or several runs.
-        training (`Mapping`, *optional*): what `training.json` of [`JakiroTrainer`] holds: `data` (a `str` or a mapping
-            with `name`), `changed_arguments`, `arguments`, and anything else that is to be told, by its name.
+        config ([`JakiroDraftConfig`]): the drafter's. `target_name_or_path` and `target_revision` name its target.
+        repo_id (`str`): the repository that the drafter is published in.
+        num_parameters (`int`, *optional*): the drafter's number of parameters.
+        results (`Sequence[dict]`): the contents of one or several `results.json` of `jakiro bench`.
+        training (`Mapping`, *optional*): the contents of the `training.json` of [`JakiroTrainer`]: `data` (a `str` or
+            a mapping with `name`), `changed_arguments`, `arguments`, and anything else that the card should list under
+            its name.
         license (`str`, *optional*): default: the target's, if its card can be read.
-        tags (`Sequence[str]`): besides those of every drafter.
+        tags (`Sequence[str]`): added to the tags of every drafter.
         remote_code (`bool`, defaults to `False`): whether the code is published with the drafter.
-        token (`bool` or `str`, *optional*): to read the target's card with; default: that of the environment.
+        token (`bool` or `str`, *optional*): the token to read the target's card with. Default: the environment's.
 
     Raises:
-        ValueError: if the target is unknown or named by a folder of this machine, or a result is that of another
-            drafter or not one of `jakiro bench`.
+        ValueError: if the target is unknown or named by a local folder, or if results are of another drafter or not of
+            `jakiro bench`.
     """
     name = check_target_name(config)
-    is_hub_id = "/" in name
     for payload in results:
         _check_results(payload, config)
-    data = (training or {}).get("data")
-    dataset = data.get("name") if isinstance(data, Mapping) else None
-    title = repo_id.split("/")[-1]
-    eval_results = [result for payload in results for result in _eval_results(payload)]
-    card_data = ModelCardData(
-        base_model=name if is_hub_id else None,
-        base_model_relation="finetune" if is_hub_id else None,
-        datasets=[dataset] if dataset and re.fullmatch(r"[\w.-]+/[\w.-]+", dataset) else None,
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=[
-            *TAGS,
-            *(["moe"] if config.num_experts > 1 else []),
-            *(["custom_code", "custom_generate"] if remote_code else []),
-            *tags,
-        ],
-        model_name=title if eval_results else None,
-        eval_results=eval_results or None,
-        **_license(license, name if is_hub_id else None, config.target_revision, token),
-    )
-    tables = [table for payload in results for table in _tables(payload)]
-    measured = {row["temperature"] for payload in results for row in payload["summary"]}
+    licence = _license(license, name if _is_hub_id(name) else None, config.target_revision, token)
+    own_tags = [
+        *TAGS,
+        *(["moe"] if config.num_experts > 1 else []),
+        *(["custom_code", "custom_generate"] if remote_code else []),
+        *tags,
+    ]
+    card_data = ModelCardData(**_metadata(name, repo_id, results, training), **licence, tags=own_tags)
     return ModelCard.from_template(
         card_data,
         template_path=str(TEMPLATE),
-        title=title,
-        kind=_KINDS[config.head_mode],
+        title=_title(repo_id),
         repo_id=repo_id,
-        target=f"[{name}](https://huggingface.co/{name})" if is_hub_id else f"`{name}`",
-        target_name=name,
-        target_revision=config.target_revision,
-        architecture=_architecture(config, num_parameters),
         remote_code=remote_code,
-        training=_training_rows(training),
-        arguments=json.dumps(training["arguments"], indent=1) if training and "arguments" in training else None,
-        tables=tables,
-        not_measured=", ".join(f"T = {value}" for value in (0, 1) if value not in measured),
+        architecture=_architecture(config, num_parameters),
         limits=_limits(config, card_data.license),
+        **_target_values(config, name),
+        **_training_values(training),
+        **_results_values(results),
     )
 
 
+def _title(repo_id: str) -> str:
+    return repo_id.split("/")[-1]
+
+
+def _is_hub_id(name: str) -> bool:
+    return "/" in name
+
+
+def _metadata(
+    target: str, repo_id: str, results: Sequence[dict[str, Any]], training: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The card's metadata for the Hub, without licence and tags."""
+    eval_results = [result for payload in results for result in _eval_results(payload)]
+    data = (training or {}).get("data")
+    dataset = data.get("name") if isinstance(data, Mapping) else None
+    return {
+        "base_model": target if _is_hub_id(target) else None,
+        "base_model_relation": "finetune" if _is_hub_id(target) else None,
+        "datasets": [dataset] if dataset and re.fullmatch(r"[\w.-]+/[\w.-]+", dataset) else None,
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "model_name": _title(repo_id) if eval_results else None,
+        "eval_results": eval_results or None,
+    }
+
+
+def _target_values(config: JakiroDraftConfig, name: str) -> dict[str, Any]:
+    """The template's values for the kind of drafter and its target."""
+    return {
+        "kind": _KINDS[config.head_mode],
+        "target": f"[{name}](https://huggingface.co/{name})" if _is_hub_id(name) else f"`{name}`",
+        "target_name": name,
+        "target_revision": config.target_revision,
+    }
+
+
+def _training_values(training: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The template's values for the training: a table, and all arguments as JSON."""
+    arguments = (training or {}).get("arguments")
+    return {
+        "training": _training_rows(training or {}),
+        "arguments": None if arguments is None else json.dumps(arguments, indent=1),
+    }
+
+
+def _results_values(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The template's values for the measured figures."""
+    measured = {row["temperature"] for payload in results for row in payload["summary"]}
+    return {
+        "tables": [table for payload in results for table in _tables(payload)],
+        "not_measured": ", ".join(f"T = {value}" for value in (0, 1) if value not in measured),
+    }
+
+
 def check_target_name(config: JakiroDraftConfig) -> str:
-    """The name of a drafter's target. Raises `ValueError` if there is none, or one that means nothing elsewhere."""
+    """
+    Returns the name of a drafter's target. Raises `ValueError` if there is none, or if it is a local folder, which
+    means nothing elsewhere.
+    """
     name = config.target_name_or_path
     remedy = (
         "Give the target's Hub id: `target_name_or_path` of the config, `target=` of `push_to_hub`, "
@@ -131,14 +170,14 @@ def check_target_name(config: JakiroDraftConfig) -> str:
         raise ValueError(f"The drafter's config does not say which target it is for. {remedy}")
     if Path(name).is_absolute() or Path(name).exists() or name.startswith((".", "~")):
         raise ValueError(
-            f"The drafter's target is named by a folder of this machine, {name}, which says nothing to others. "
+            f"The drafter's target is named by a folder of this machine, {name}, which means nothing to others. "
             + remedy
         )
     return name
 
 
-def _license(given: str | None, target: str | None, revision: str | None, token: bool | str | None) -> dict[str, str]:
-    """The licence that is given, else `license`, `license_name` and `license_link` of the target's card."""
+def _license(given: str | None, target: str | None, revision: str | None, token: bool | str | None) -> dict[str, Any]:
+    """The given licence; otherwise `license`, `license_name` and `license_link` from the target's card."""
     if given is not None or target is None:
         return {} if given is None else {"license": given}
     try:
@@ -146,7 +185,7 @@ def _license(given: str | None, target: str | None, revision: str | None, token:
         card = ModelCard.load(path, ignore_metadata_errors=True)
     except (OSError, HFValidationError) as error:
         warnings.warn(
-            f"The model card will name no licence, since the card of {target} could not be read "
+            f"The model card will not name a licence, because the card of {target} could not be read "
             f"({type(error).__name__}). Give the licence: `license=...` or `--license ...`.",
             stacklevel=4,
         )
@@ -156,33 +195,42 @@ def _license(given: str | None, target: str | None, revision: str | None, token:
 
 
 def _architecture(config: JakiroDraftConfig, num_parameters: int | None) -> dict[str, str]:
+    """The card's table about the drafter."""
     layers = "1 decoder layer" if config.num_hidden_layers == 1 else f"{config.num_hidden_layers} decoder layers"
-    experts = "one dense MLP"
-    if config.num_experts > 1:
-        kind = "gated" if config.gated_experts else "two-layer"
-        experts = f"{config.num_experts} {kind} experts, {config.num_experts_per_tok} per token,"
-    if config.static_tree is not None:
-        trees = f"static, {len(config.static_tree)} nodes"
-    else:
-        trees = f"{config.tree_depth} levels, {config.num_draft_tokens} nodes at most, {config.tree_top_k} children"
-        trees += f" of {config.tree_width or config.tree_top_k} nodes per level"
+    norm = ", norm on the features" if config.final_norm else ""
     rows = {
-        "Parameters": f"{num_parameters:,}" if num_parameters is not None else None,
-        "Architecture": f"{layers}, {experts} of width {config.expert_intermediate_size:,}, hidden size "
-        f"{config.hidden_size:,}" + (", norm on the features" if config.final_norm else ""),
-        "Reads besides": f"the target's hidden states {config.feature_layers}" if config.feature_layers else None,
+        "Parameters": "" if num_parameters is None else f"{num_parameters:,}",
+        "Architecture": f"{layers}, {_experts(config)} of width {config.expert_intermediate_size:,}, hidden size "
+        f"{config.hidden_size:,}{norm}",
+        "Reads besides": f"the target's hidden states {config.feature_layers}" if config.feature_layers else "",
         "Drafts": f"{config.draft_vocab_size:,} of the target's {config.vocab_size:,} tokens"
         if config.draft_vocab_size
-        else None,
-        "Trees by default": trees,
+        else "",
+        "Trees by default": _default_trees(config),
     }
-    return {name: value for name, value in rows.items() if value is not None}
+    return {name: value for name, value in rows.items() if value}
 
 
-def _training_rows(training: Mapping[str, Any] | None) -> dict[str, str]:
-    """What a table says of the training: everything but all arguments, which follow in full."""
+def _experts(config: JakiroDraftConfig) -> str:
+    if config.num_experts == 1:
+        return "one dense MLP"
+    kind = "gated" if config.gated_experts else "two-layer"
+    return f"{config.num_experts} {kind} experts, {config.num_experts_per_tok} per token,"
+
+
+def _default_trees(config: JakiroDraftConfig) -> str:
+    if config.static_tree is not None:
+        return f"static, {len(config.static_tree)} nodes"
+    return (
+        f"{config.tree_depth} levels, {config.num_draft_tokens} nodes at most, {config.tree_top_k} children of "
+        f"{config.tree_width or config.tree_top_k} nodes per level"
+    )
+
+
+def _training_rows(training: Mapping[str, Any]) -> dict[str, str]:
+    """The card's table about the training: everything but the complete arguments, which follow the table."""
     rows = {}
-    for name, value in (training or {}).items():
+    for name, value in training.items():
         if name == "arguments" or value in (None, {}):
             continue
         if isinstance(value, Mapping):
@@ -196,18 +244,18 @@ def _training_rows(training: Mapping[str, Any] | None) -> dict[str, str]:
 
 def _limits(config: JakiroDraftConfig, license: str | None) -> list[str]:
     limits = [
-        "It drafts for the target above and no other: of a fine-tuned or newer version of it, less is accepted.",
-        "What is written is the target's own, with all of the target's limits. Far from the training data (other "
-        "languages, other tasks) less is accepted; the text stays the same, the speed does not.",
-        "How much faster it is depends on the machine, the precision and the number of prompts at a time; measure "
-        "yours with `jakiro bench`, and let `jakiro tune` choose the trees.",
-        "In float32 the output is that of plain `generate`. In half precision the target's own logits depend in their "
-        "last bits on how many tokens a forward holds, and where two tokens are that close, another may be chosen.",
+        "It drafts for the target above and no other: a fine-tuned or newer version of it accepts fewer tokens.",
+        "The text is the target's own, with all of the target's limits. Far from the training data (other languages, "
+        "other tasks) fewer tokens are accepted: the text stays the same, but the speed-up shrinks.",
+        "The speed-up depends on the machine, the precision and the number of prompts at a time. Measure yours with "
+        "`jakiro bench`, and let `jakiro tune` choose the trees.",
+        "In float32 the output is that of plain `generate`. In half precision the last bits of the target's logits "
+        "depend on the number of tokens in a forward; where two tokens are that close, the other one may be chosen.",
     ]
     if config.draft_vocab_size:
-        limits.append("Tokens outside of the drafted part of the vocabulary are never drafted, only written.")
+        limits.append("Tokens outside the drafted part of the vocabulary are never drafted; the target writes them.")
     if license is None:
-        limits.append("No licence is stated here: that of the target and those of the training data apply.")
+        limits.append("No licence is stated here: those of the target and the training data apply.")
     return limits
 
 
@@ -215,12 +263,12 @@ def _limits(config: JakiroDraftConfig, license: str | None) -> list[str]:
 
 
 def read_results(path: str | Path) -> dict[str, Any]:
-    """Reads a `results.json` of `jakiro bench`. Raises `ValueError` if it is none."""
+    """Reads a `results.json` of `jakiro bench`. Raises `ValueError` if the file is something else."""
     payload = _read_mapping(path)
     version, absent = payload.get("schema_version"), {"provenance", "summary"} - payload.keys()
     if version != report.SCHEMA_VERSION or absent:
         raise ValueError(
-            f"{path} is no `results.json` of `jakiro bench` with `schema_version` {report.SCHEMA_VERSION}: it has "
+            f"{path} is not a `results.json` of `jakiro bench` with `schema_version` {report.SCHEMA_VERSION}: it has "
             f"{version}, and lacks {sorted(absent) or 'nothing'}. Measure the drafter with `jakiro bench --output "
             "DIR` and give DIR/results.json."
         )
@@ -231,15 +279,16 @@ def _read_mapping(path: str | Path) -> dict[str, Any]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}.") from error
+        raise ValueError(f"{path} is not valid JSON: {error}. Give a JSON file.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold one JSON object, got {type(content).__name__}.")
     return content
 
 
-def _check_results(payload: Mapping[str, Any], config: JakiroDraftConfig) -> None:
+def _check_results(payload: dict[str, Any], config: JakiroDraftConfig) -> None:
     """Raises `ValueError` if the measured drafter cannot be the one with this config."""
-    measured, own = payload["provenance"]["draft_config"], config.to_dict()
+    measured = payload["provenance"]["draft_config"]
+    own = config.to_dict()
     fields = JakiroDraftConfig.__annotations__.keys() & measured.keys() & own.keys() - _FREE_FIELDS
     differing = sorted(name for name in fields if not name.startswith("tree_") and measured[name] != own[name])
     if differing:
@@ -250,18 +299,19 @@ def _check_results(payload: Mapping[str, Any], config: JakiroDraftConfig) -> Non
         )
 
 
-def _drafted_rows(payload: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Those rows of the summary that are about the drafter's trees."""
-    return (row for row in payload["summary"] if row["method"].partition("-")[0] in ("jakiro", "adaptive"))
+def _drafted_rows(payload: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of the summary that are about the drafter's trees."""
+    return [row for row in payload["summary"] if row["method"].partition("-")[0] in ("jakiro", "adaptive")]
 
 
 def _tasks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(row["task"] for row in rows if row["task"] != "mean"))
 
 
-def _eval_results(payload: Mapping[str, Any]) -> Iterator[EvalResult]:
-    """The figures for the card's `model-index`: the means of the tasks. The tables have them task by task."""
-    rows, arguments = list(_drafted_rows(payload)), payload["provenance"]["arguments"]
+def _eval_results(payload: dict[str, Any]) -> Iterator[EvalResult]:
+    """The figures for the card's `model-index`: means over the tasks. The card's tables have a row for each task."""
+    rows = _drafted_rows(payload)
+    arguments = payload["provenance"]["arguments"]
     tasks = _tasks(rows)
     for row in rows:
         if row["task"] != "mean":
@@ -290,39 +340,48 @@ def _eval_results(payload: Mapping[str, Any]) -> Iterator[EvalResult]:
             )
 
 
-def _tables(payload: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+def _tables(payload: dict[str, Any]) -> Iterator[dict[str, str]]:
     """A table for each way to draft, with the settings it depends on."""
-    rows = list(_drafted_rows(payload))
+    rows = _drafted_rows(payload)
     tasks = _tasks(rows)
-    arguments, config = payload["provenance"]["arguments"], payload["provenance"]["draft_config"]
     temperatures = list(dict.fromkeys(row["temperature"] for row in rows))
+    columns = ["task", "prompts"]
+    columns += [f"{name}, T = {value:g}" for value in temperatures for name in ("tokens per forward", "speed-up")]
     for method in dict.fromkeys(row["method"] for row in rows):
         own = {(row["task"], row["temperature"]): row for row in rows if row["method"] == method}
-        header = ["task", "prompts"]
-        header += [f"{name}, T = {value:g}" for value in temperatures for name in ("tokens per forward", "speed-up")]
-        lines = [header, ["---", *["---:"] * (len(header) - 1)]]
+        lines = []
         for task in [*tasks, "mean"] if len(tasks) > 1 else tasks:
             cells = [own[task, value] for value in temperatures]
-            lines.append([task, str(cells[0]["prompts"])])
-            for cell in cells:
-                speed, tau = cell["speed_up"], cell["tokens_per_forward"]
-                lines[-1] += [
-                    "–" if tau is None else f"{tau:.2f}",
-                    f"{speed['median']:.2f} ({speed['q1']:.2f}–{speed['q3']:.2f})",
-                ]
+            figures = (figure for cell in cells for figure in _figures(cell))
+            lines.append([task, str(cells[0]["prompts"]), *figures])
+        yield {"settings": _settings(payload, method), "text": report.markdown_table(columns, lines)}
+
+
+def _figures(row: dict[str, Any]) -> tuple[str, str]:
+    speed, tokens_per_forward = row["speed_up"], row["tokens_per_forward"]
+    return (
+        "–" if tokens_per_forward is None else f"{tokens_per_forward:.2f}",
+        f"{speed['median']:.2f} ({speed['q1']:.2f}–{speed['q3']:.2f})",
+    )
+
+
+def _settings(payload: dict[str, Any], method: str) -> str:
+    """The trees, the precision and the machine that a table's figures depend on."""
+    arguments = payload["provenance"]["arguments"]
+    config = payload["provenance"]["draft_config"]
+    if config.get("static_tree"):
+        trees = f"the drafter's static tree of {len(config['static_tree'])} nodes"
+    else:
         tree = JakiroDraftConfig.from_dict(config).tree_fields(report.batch_size(payload))
         sizes = arguments["num_assistant_tokens"] or [tree["num_draft_tokens"]]
         nodes = method.partition("-")[2] or str(sizes[0])
         trees = f"trees of {tree['tree_depth']} levels and {nodes} nodes at most"
-        if config.get("static_tree"):
-            trees = f"the drafter's static tree of {len(config['static_tree'])} nodes"
-        if method == "adaptive":
-            trees += ", sized while generating"
-        deepened = ""
-        if arguments.get("deepen"):
-            deepened = f"; target deepened to {arguments['deepen']} layers by identity layers"
-        settings = f"**{trees[0].upper()}{trees[1:]}**; {arguments['dtype']}{deepened}. {report.conditions(payload)}"
-        yield {"settings": settings, "text": "\n".join("| " + " | ".join(line) + " |" for line in lines)}
+    if method == "adaptive":
+        trees += ", sized while generating"
+    deepened = ""
+    if arguments.get("deepen"):
+        deepened = f"; target deepened to {arguments['deepen']} layers by identity layers"
+    return f"**{trees[0].upper()}{trees[1:]}**; {arguments['dtype']}{deepened}. {report.conditions(payload)}"
 
 
 # -- the repository --------------------------------------------------------------------------------------------------
@@ -330,7 +389,7 @@ def _tables(payload: Mapping[str, Any]) -> Iterator[dict[str, str]]:
 
 def save_remote_code(folder: str | Path) -> None:
     """
-    Adds to a saved drafter the code that loads it with `trust_remote_code=True` where this package is not installed: a
+    Adds the code to a saved drafter that loads it with `trust_remote_code=True` where this package is not installed: a
     copy of `core`, and the recipe for `custom_generate`.
     """
     folder = Path(folder)
@@ -364,27 +423,29 @@ def write_repository(
     token: bool | str | None = None,
 ) -> Path:
     """
-    Writes what [`push_to_hub`] uploads: weights, config, model card and, if wanted, code.
+    Writes the folder that [`push_to_hub`] uploads: weights, config, model card and, optionally, code.
 
     Args:
-        folder (`str` or `Path`): to create; complete or not there.
-        target, target_revision (`str`, *optional*): Hub id and commit of the target; default: what the drafter's
-            config says.
-        results (`Sequence`): files `results.json` of `jakiro bench`.
+        draft ([`JakiroDraftModel`]): the drafter.
+        folder (`str` or `Path`): the folder to create. It appears complete or not at all.
+        target (`str`, *optional*): Hub id of the target. Default: the one in the drafter's config.
+        target_revision (`str`, *optional*): commit of the target. Default: the one in the drafter's config.
+        results (`Sequence`): `results.json` files of `jakiro bench`.
         training (`str` or `Path`, *optional*): the `training.json` that [`JakiroTrainer`] saved with the drafter.
+        max_shard_size (`int` or `str`): see [`~transformers.PreTrainedModel.save_pretrained`].
         repo_id, license, tags, remote_code, token: see [`drafter_card`].
 
     Returns:
         `Path`: the folder.
 
     Raises:
-        ValueError: see [`drafter_card`]; also for a folder that is not empty, and for a drafter with an adapter.
+        ValueError: see [`drafter_card`]; also if the folder is not empty, or if the drafter has an adapter.
         OSError: if a file cannot be read or written.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is there already and not an empty folder. Choose another, or remove it.")
-    if getattr(draft, "_hf_peft_config_loaded", False):
+        raise ValueError(f"{folder} exists and is not an empty folder. Choose another folder, or remove it first.")
+    if has_adapter(draft):
         raise ValueError(
             "This drafter has an adapter that is not merged. Merge it (`PeftModel.from_pretrained(draft, adapter)"
             ".merge_and_unload()`), or publish the adapter alone with the `push_to_hub` of its `PeftModel`."
@@ -434,8 +495,9 @@ def push_to_hub(
     Publishes a drafter.
 
     Args:
-        repo_id (`str`): repository on the Hub, created if it is not there. A model card that it has is replaced; to
-            edit the new one first, use [`write_repository`] and upload its folder.
+        draft ([`JakiroDraftModel`]): the drafter.
+        repo_id (`str`): the repository on the Hub, created if it does not exist. An existing model card is replaced;
+            to edit the new one first, use [`write_repository`] and upload its folder.
         commit_message, commit_description, private, token, revision, create_pr: see
             [`~transformers.utils.PushToHubMixin.push_to_hub`].
         kwargs: see [`write_repository`].
@@ -444,7 +506,7 @@ def push_to_hub(
         [`~huggingface_hub.CommitInfo`]
 
     Raises:
-        ValueError, OSError: see [`write_repository`]; nothing is on the Hub then.
+        ValueError, OSError: see [`write_repository`]; nothing has been uploaded then.
     """
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as temporary:
@@ -475,7 +537,9 @@ def run_push(
 
     Args:
         draft: folder or Hub id of the drafter.
-        output: write the folder that would be uploaded here, and upload nothing.
+        repo_id: the repository to publish it in.
+        output: the folder to write instead of uploading.
+        private: whether a new repository is private.
         training: default: the `training.json` in the drafter's folder, if there is one.
         options: see [`write_repository`].
     """

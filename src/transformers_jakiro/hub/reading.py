@@ -1,8 +1,8 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """
-Reads the weights and fields of a checkpoint folder that may be damaged or hostile. No code is run, and no
-more memory is taken than the files are large.
+Reads the weights and fields of a checkpoint folder that may be damaged or hostile. Runs no code from it, and takes no
+more memory than the size of the files.
 """
 
 import pickletools
@@ -26,7 +26,7 @@ WEIGHTS_FILES = (
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a folder, memory-mapped where the format allows it."""
+    """Reads all tensors of a folder, by name and with their stored shapes. Memory-maps if the format allows it."""
     for name in WEIGHTS_FILES:
         path = folder / name
         if path.is_file():
@@ -55,15 +55,16 @@ def _read_shards(index_path: Path) -> dict[str, torch.Tensor]:
 
 def _check_pickles(path: Path) -> None:
     """
-    Raises `ValueError` if tuples in a pickle hold others again and again: to hash one that holds the last one twice,
-    60 times over, would take for ever. State dicts have no such tuples.
+    Raises `ValueError` if tuples in a pickle hold other tuples again and again. If each of 60 tuples holds the
+    previous one twice, hashing the last one never ends. State dicts have no such tuples.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             files = [archive.open(name) for name in archive.namelist() if name.endswith("data.pkl")]
             num_pickles = 1
     else:
-        files, num_pickles = [path.open("rb")], 5  # of torch < 1.6: three of its own, the content, the storages' names
+        files = [path.open("rb")]
+        num_pickles = 5  # of torch < 1.6: three of its own, the content, the storages' names
     for file in files:
         with file:
             for _ in range(num_pickles):
@@ -71,7 +72,9 @@ def _check_pickles(path: Path) -> None:
 
 
 def _check_pickle(file: IO[bytes]) -> None:
-    tuples, num_repeated, previous = set(), 0, ""
+    tuples: set[Any] = set()
+    num_repeated = 0
+    previous = ""
     for operation, argument, _ in pickletools.genops(file):
         if operation.name in ("BINPUT", "LONG_BINPUT") and "TUPLE" in previous:
             tuples.add(argument)
@@ -92,11 +95,11 @@ def _read_weights_file(path: Path) -> dict[str, torch.Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (FileNotFoundError, PermissionError):
         raise
-    except Exception as error:  # whatever a damaged file makes the unpickler stumble over
+    except Exception as error:  # a damaged file can make the unpickler raise anything
         with path.open("rb") as file:
             is_pointer = file.read(24) == b"version https://git-lfs."
         remedy = "It is a Git LFS pointer: run `git lfs pull`." if is_pointer else "Download it again."
-        raise ValueError(f"{path} cannot be read, it is damaged or no weights file: {error}. {remedy}") from error
+        raise ValueError(f"{path} cannot be read, it is damaged or not a weights file: {error}. {remedy}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a dictionary of tensors, got {type(content).__name__}.")
     for name, tensor in content.items():
@@ -108,7 +111,7 @@ def _read_weights_file(path: Path) -> dict[str, torch.Tensor]:
                 f"{path} must hold dense tensors on the CPU, `{name}` is {tensor.layout} on {tensor.device}."
             )
     tensors = {name: tensor.detach() for name, tensor in content.items()}
-    # a pickled tensor may repeat one number a billion times; one that is there twice (tied) is fine
+    # a pickled tensor may repeat one number a billion times; a tensor that is there twice (tied) is fine
     stated, size = sum(tensor.nbytes for tensor in tensors.values()), path.stat().st_size
     if stated > 2 * size:
         raise ValueError(
@@ -118,7 +121,7 @@ def _read_weights_file(path: Path) -> dict[str, torch.Tensor]:
 
 
 def config_int(original: Mapping[str, Any], name: str) -> int | None:
-    """A positive integer from `config.json`; None if absent or null."""
+    """Returns a positive integer from `config.json`, None if it is absent or null."""
     value = original.get(name)
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
         raise ValueError(f"its config.json says `{name}={value!r}`, expected a positive integer. Correct the field.")
@@ -126,9 +129,10 @@ def config_int(original: Mapping[str, Any], name: str) -> int | None:
 
 
 def matrix_shape(tensors: Mapping[str, torch.Tensor], name: str) -> tuple[int, int]:
+    """Returns the shape of a tensor that must be a matrix `[rows, columns]`."""
     if name not in tensors:
         raise ValueError(
-            f"`{name}` is missing. Download the checkpoint again; if it is complete, it is no such drafter."
+            f"`{name}` is missing. Download the checkpoint again; if it is complete, it is not such a drafter."
         )
     shape = tuple(tensors[name].shape)
     if len(shape) != 2 or 0 in shape:
@@ -139,7 +143,7 @@ def matrix_shape(tensors: Mapping[str, torch.Tensor], name: str) -> tuple[int, i
 
 
 def config_object(original: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """An object from `config.json`; empty if absent or null."""
+    """Returns an object from `config.json`, empty if it is absent or null."""
     value = original.get(name)
     if value is not None and not isinstance(value, dict):
         raise ValueError(f"its config.json says `{name}={value!r}`, expected an object. Correct the field.")

@@ -4,10 +4,10 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -22,37 +22,51 @@ from transformers import (
 
 from ..conversations import read_conversations
 from ..core.configuration_jakiro import JakiroDraftConfig
+from ..drafter import JakiroDraftModel
+from .arguments import JakiroTrainingArguments
 from .data import frequent_tokens, prepare_dataset
 from .features import INDEX, FeatureDataset
 from .initialization import new_drafter
-from .trainer import JakiroTrainer, JakiroTrainingArguments, feature_store, load_target_model
+from .loading import load_target_model
+from .packing import Row
+from .trainer import JakiroTrainer, feature_store
 
 
 @dataclass
 class ScriptArguments:
-    """What is trained on what. All other arguments are those of [`JakiroTrainingArguments`]."""
+    """
+    Target, data and drafter. All other arguments are those of
+    [`~transformers_jakiro.training.arguments.JakiroTrainingArguments`].
+    """
 
     target: str = field(metadata={"help": "The target: folder or Hub id of a causal language model with a tokenizer."})
     data: str = field(
-        metadata={"help": "Conversations: JSON lines (.gz too), a Hub dataset, or what `jakiro features` wrote."}
+        metadata={"help": "Conversations: JSON lines (or .gz), a Hub dataset, or the output of `jakiro features`."}
     )
     data_split: str = field(default="train", metadata={"help": "Split of a Hub dataset."})
-    num_rows: int | None = field(default=None, metadata={"help": "Rows of the data to use, from the first on."})
-    eval_data: str | None = field(default=None, metadata={"help": "Data for evaluation, as `data`."})
+    num_rows: int | None = field(
+        default=None, metadata={"help": "Rows of the data to use, from the first one on; default: all."}
+    )
+    eval_data: str | None = field(default=None, metadata={"help": "Data for evaluation, given like `data`."})
     num_eval_rows: int = field(
-        default=0, metadata={"help": "Without `eval_data`: rows of the data, the first ones, to hold out instead."}
+        default=0, metadata={"help": "Without `eval_data`: rows to hold out from the beginning of the data."}
     )
     draft_vocab_size: int | None = field(
-        default=None, metadata={"help": "Tokens that can be drafted, the most frequent of the training data; all."}
+        default=None,
+        metadata={"help": "Tokens that can be drafted, the most frequent of the training data; default: all."},
     )
     target_dtype: str = field(default="auto", metadata={"help": "Precision of the frozen target."})
     target_name: str | None = field(
-        default=None, metadata={"help": "Name of the target in the drafter's config, if not as given."}
+        default=None, metadata={"help": "Name of the target in the drafter's config, if not `target`."}
     )
-    draft: str | None = field(default=None, metadata={"help": "Train this drafter further, instead of a new one."})
-    num_experts: int | None = field(default=None, metadata={"help": "Experts; 1 is the dense layer of EAGLE-2."})
+    draft: str | None = field(default=None, metadata={"help": "A drafter to train further, instead of a new one."})
+    num_experts: int | None = field(
+        default=None, metadata={"help": "Number of experts; 1 is the dense layer of EAGLE-2."}
+    )
     expert_intermediate_size: int | None = field(default=None, metadata={"help": "Inner width of an expert."})
-    gated_experts: bool | None = field(default=None, metadata={"help": "Gated experts, or those of Jakiro*."})
+    gated_experts: bool | None = field(
+        default=None, metadata={"help": "Gated experts, or the two-layer experts of Jakiro*."}
+    )
     head_mode: str | None = field(default=None, metadata={"help": "contrastive, decoupled or single."})
     embedding_multiplier: float | None = field(
         default=None, metadata={"help": "Factor on the embeddings; measured if not given, published drafters have 1."}
@@ -61,7 +75,8 @@ class ScriptArguments:
         default=None, metadata={"help": "Factor on the features; measured if not given, published drafters have 1."}
     )
     final_norm: bool | None = field(
-        default=None, metadata={"help": "Norm on the drafter's features; new drafters have it, published ones do not."}
+        default=None,
+        metadata={"help": "Norm on the drafter's features: new drafters have one, published ones do not."},
     )
     feature_layers: list[int] | None = field(
         default=None, metadata={"help": "Further hidden states of the target that the drafter reads."}
@@ -70,12 +85,12 @@ class ScriptArguments:
     num_attention_heads: int | None = field(default=None, metadata={"help": "Attention heads of the drafter."})
     num_key_value_heads: int | None = field(default=None, metadata={"help": "Key/value heads of the drafter."})
     head_dim: int | None = field(default=None, metadata={"help": "Width of an attention head of the drafter."})
-    tree_depth: int | None = field(default=None, metadata={"help": "Levels of the trees it is going to draft."})
+    tree_depth: int | None = field(default=None, metadata={"help": "Levels of the trees that it will draft."})
     tree_top_k: int | None = field(default=None, metadata={"help": "Children per node of these trees."})
     tree_width: int | None = field(default=None, metadata={"help": "Nodes of a level that are expanded."})
     num_draft_tokens: int | None = field(default=None, metadata={"help": "Nodes of these trees."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.eval_data is not None and self.num_eval_rows > 0:
             raise ValueError("`eval_data` and `num_eval_rows` are two ways to say what to evaluate on: choose one.")
         if self.draft is not None and self.draft_config:
@@ -87,21 +102,21 @@ class ScriptArguments:
         names = JakiroDraftConfig.__annotations__.keys() & self.__dict__.keys()
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if given.get("num_experts") == 1:
-            given.setdefault("head_mode", "single")  # one expert has no other
+            given.setdefault("head_mode", "single")  # the only mode of a single expert
         return given
 
 
 def parse(argv: Sequence[str], prog: str | None = None) -> tuple[ScriptArguments, JakiroTrainingArguments]:
     """
-    Arguments from the command line and, if the first is no option, from the YAML or JSON file that it names. What the
-    command line says overrides the file.
+    Parses the command line. If its first argument is not an option, it names a YAML or JSON file of arguments, which
+    those of the command line override.
 
     Raises:
-        ValueError: for unknown arguments and a file that is no mapping.
-        OSError: if there is no such file.
+        ValueError: for unknown arguments, or if the file does not hold a mapping.
+        OSError: if the file does not exist.
     """
     parser = HfArgumentParser(
-        (ScriptArguments, JakiroTrainingArguments),
+        cast(Any, (ScriptArguments, JakiroTrainingArguments)),  # the annotation of transformers omits classes
         prog=prog,
         usage="%(prog)s [CONFIG.yaml] --target T --data D [options]",
         allow_abbrev=False,
@@ -116,11 +131,11 @@ def parse(argv: Sequence[str], prog: str | None = None) -> tuple[ScriptArguments
 
 
 def _as_options(path: Path) -> list[str]:
-    """The contents of a configuration file as command-line options, so that both are read alike."""
+    """The contents of a configuration file as command-line options, so that both are parsed alike."""
     values = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML, too
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold one mapping of arguments to values, got {type(values).__name__}.")
-    options = []
+    options: list[str] = []
     for name, value in values.items():
         if value is None:  # the default
             continue
@@ -131,35 +146,27 @@ def _as_options(path: Path) -> list[str]:
 
 def main(argv: Sequence[str] | None = None, prog: str | None = None) -> JakiroTrainer:
     """
-    Trains, saves the drafter in `output_dir`, and evaluates it if there is something to evaluate on.
+    Trains, saves the drafter in `output_dir`, and evaluates it if there is evaluation data.
+
+    Args:
+        argv: arguments of the command line; default: those of the process.
+        prog: the name of the program in `--help`.
+
+    Returns:
+        The trainer, after training.
 
     Raises:
         ValueError: if arguments, data and models do not fit each other.
         OSError: if something cannot be read or written.
     """
     script_args, args = parse(sys.argv[1:] if argv is None else argv, prog)
-    train_dataset = read_data(script_args.data, script_args.data_split, script_args.num_rows)
-    eval_dataset = None
-    if script_args.eval_data is not None:
-        eval_dataset = read_data(script_args.eval_data, script_args.data_split)
-    elif script_args.num_eval_rows > 0:
-        train_dataset, eval_dataset = _hold_out(train_dataset, script_args.num_eval_rows)
-    target_kwargs = {"dtype": script_args.target_dtype, **(args.target_model_init_kwargs or {})}
-    target = load_target_model(script_args.target, **target_kwargs)
+    train_dataset, eval_dataset = _read_datasets(script_args)
+    target = load_target_model(script_args.target, **{"dtype": script_args.target_dtype, **args.target_kwargs})
     args.target_model_init_kwargs = None
     tokenizer = AutoTokenizer.from_pretrained(script_args.target)
-    if script_args.draft is None:
-        draft_token_ids = None
-        if script_args.draft_vocab_size is not None:
-            with args.main_process_first(desc="tokenizing"):  # the others find its cache
-                train_dataset, draft_token_ids = _choose_vocabulary(
-                    train_dataset, script_args.draft_vocab_size, target, tokenizer, args
-                )
-        set_seed(args.seed)
-        target_name = script_args.target_name or script_args.target
-        draft = new_drafter(target, draft_token_ids, target_name_or_path=target_name, **script_args.draft_config)
-    else:
-        draft = script_args.draft
+    draft: JakiroDraftModel | str | None = script_args.draft
+    if draft is None:
+        train_dataset, draft = _new_drafter(script_args, args, train_dataset, target, tokenizer)
     trainer = JakiroTrainer(
         model=draft,
         target_model=target,
@@ -176,13 +183,51 @@ def main(argv: Sequence[str] | None = None, prog: str | None = None) -> JakiroTr
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics, combined=False)
-    trainer.accelerator.wait_for_everyone()  # none may go while another still talks to it
+    trainer.accelerator.wait_for_everyone()  # no process may leave while another still talks to it
     trainer.accelerator.end_training()
     return trainer
 
 
+def _read_datasets(script_args: ScriptArguments) -> tuple[Any, Any]:
+    """The data to train on, and the data to evaluate on, if any."""
+    dataset = read_data(script_args.data, script_args.data_split, script_args.num_rows)
+    if script_args.eval_data is not None:
+        return dataset, read_data(script_args.eval_data, script_args.data_split)
+    if script_args.num_eval_rows > 0:
+        return _hold_out(dataset, script_args.num_eval_rows)
+    return dataset, None
+
+
+def _new_drafter(
+    script_args: ScriptArguments,
+    args: JakiroTrainingArguments,
+    dataset: Any,
+    target: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[Any, JakiroDraftModel]:
+    """A new drafter, and the dataset, which is tokenized if the drafter's vocabulary was chosen from it."""
+    draft_token_ids = None
+    if script_args.draft_vocab_size is not None:
+        with args.main_process_first(desc="tokenizing"):  # the other processes find its cache
+            dataset, draft_token_ids = _choose_vocabulary(
+                dataset, script_args.draft_vocab_size, target, tokenizer, args
+            )
+    set_seed(args.seed)
+    target_name = script_args.target_name or script_args.target
+    draft = new_drafter(target, draft_token_ids, target_name_or_path=target_name, **script_args.draft_config)
+    return dataset, draft
+
+
 def read_data(name: str, split: str, limit: int | None = None) -> Any:
-    """Rows of a feature store, or of what [`~transformers_jakiro.conversations.read_conversations`] reads."""
+    """
+    Reads the rows of a feature store, or of anything that
+    [`~transformers_jakiro.conversations.read_conversations`] reads.
+
+    Args:
+        name: folder of a feature store, file, or Hub id.
+        split: of a Hub dataset.
+        limit: the number of rows, from the first one on. Default: all.
+    """
     if not (Path(name) / INDEX).is_file():
         return read_conversations(name, split, limit)
     dataset = FeatureDataset(name)
@@ -190,7 +235,7 @@ def read_data(name: str, split: str, limit: int | None = None) -> Any:
 
 
 def describe_data(name: str, split: str) -> dict[str, str]:
-    """What a model card says of the data: a Hub id with its split, or a file's name without its place."""
+    """Describes the data for a model card: a Hub id with its split, or a file's name without its folder."""
     path = Path(name)
     return {"name": path.resolve().name} if path.exists() else {"name": name, "split": split}
 
@@ -201,11 +246,13 @@ def _choose_vocabulary(
     target: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     args: JakiroTrainingArguments,
-) -> tuple[Any, torch.LongTensor]:
-    """The dataset, tokenised, and its most frequent tokens, those that end an answer always among them."""
+) -> tuple[Any, torch.Tensor]:
+    """The dataset, tokenized, and its most frequent tokens, which always include those that end an answer."""
     vocab_size = target.config.get_text_config(decoder=True).vocab_size
-    ends = [tokenizer.eos_token_id, target.generation_config.eos_token_id]
-    ends = {token for end in ends if end is not None for token in (end if isinstance(end, list) else [end])}
+    ends: set[int] = set()
+    for end in (tokenizer.eos_token_id, target.generation_config.eos_token_id):
+        ends.update(end if isinstance(end, list) else [] if end is None else [end])
+    rows: Iterable[Row]
     if feature_store(dataset) is None:
         dataset = rows = prepare_dataset(
             dataset, tokenizer, max_length=args.max_length, num_proc=args.dataset_num_proc, vocab_size=vocab_size
@@ -215,17 +262,20 @@ def _choose_vocabulary(
     return dataset, frequent_tokens(rows, size, vocab_size, always=ends)
 
 
-def _stored_tokens(dataset: Subset | FeatureDataset, index: int) -> dict[str, list[int]]:
-    """A row of (a part of) a feature store without its features."""
+def _stored_tokens(dataset: Any, index: int) -> Row:
+    """A row of a feature store, or of a subset of one, without its features."""
     while isinstance(dataset, Subset):
-        dataset, index = dataset.dataset, dataset.indices[index]
+        index = dataset.indices[index]
+        dataset = dataset.dataset
     return dataset.tokens(index)
 
 
 def _hold_out(rows: Any, number: int) -> tuple[Any, Any]:
-    """The other rows, and the first ones."""
+    """Splits rows into those after the first `number`, and those first ones."""
     if number >= len(rows):
-        raise ValueError(f"`num_eval_rows={number}` leaves none of the data's {len(rows)} rows for training.")
+        raise ValueError(
+            f"`num_eval_rows={number}` leaves none of the data's {len(rows)} rows for training. Hold out fewer."
+        )
     if isinstance(rows, list):
         return rows[number:], rows[:number]
     select = rows.select if hasattr(rows, "select") else lambda indices: Subset(rows, indices)

@@ -4,15 +4,18 @@
 Offline features: the frozen target's hidden states, written once and read by every epoch of every drafter.
 
 A feature store is a folder of `features-00001-of-0000N.safetensors` shards and an `index.json`. Each shard holds whole
-rows, one after the other in the dataset's order:
+rows, in the order of the dataset:
 
 | tensor | shape | dtype |
 | --- | --- | --- |
 | `input_ids` | `[tokens]` | int32 |
 | `loss_mask` | `[tokens]` | uint8 |
 | `position_ids`, of packed rows only | `[tokens]` | int32 |
-| `hidden_states` | `[tokens, F]` | the target's, or the one asked for |
+| `hidden_states` | `[tokens, F]` | the target's, or the requested one |
 | `offsets` | `[rows + 1]` | int64: row i is `offsets[i]:offsets[i + 1]` |
+
+The format is our own and not that of `datasets` because Arrow has no bfloat16, and because a store must end up bit for
+bit the same however often its writing was interrupted.
 
 Symbols in shape comments: B batch, T positions, H hidden size, F = H times the number of stored layers.
 """
@@ -32,13 +35,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import convert_file_size_to_int
 
-from ..conversations import read_conversations
 from ..core.target import Target, check_packing
 from ..files import write_json
-from .data import JakiroDataCollator, check_tokenizer, prepare_dataset
+from .data import JakiroDataCollator, prepare_dataset
+from .loading import load_target_and_conversations
+from .tokenization import check_tokenizer
 
 INDEX = "index.json"
 FORMAT = "transformers-jakiro-features"
@@ -59,28 +63,28 @@ def write_features(
     """
     Writes the target's features of `rows` to the feature store `output_dir`.
 
-    Stopped at any moment and called again with the same arguments, it goes on after the last complete shard, and the
-    store ends up bit for bit as if it had not been stopped (on the same machine).
+    A call that was stopped at any moment continues after the last complete shard when repeated with the same
+    arguments, and the store ends up bit for bit as if it had not been stopped (on the same machine).
 
     Args:
         target_model ([`~transformers.PreTrainedModel`]): the target, or a PEFT model around it. Put in eval mode.
-        rows: dicts with `input_ids`, `loss_mask` and, if packed, `position_ids`, each a list of the same length, see
+        rows: dicts with `input_ids`, `loss_mask` and, if packed, `position_ids`, each a list of the same length T, see
             [`~transformers_jakiro.training.data.prepare_dataset`]. A list or a map-style dataset: it is read twice.
         output_dir (`str` or `Path`): new, empty, or holding an unfinished store of the same call.
-        feature_layers (`Sequence[int]`): further hidden states that the drafter is to read, see [`JakiroDraftConfig`].
-        batch_size (`int`): rows per forward, consecutive ones.
-        shard_size (`int` or `str`): about the largest size of a shard, in bytes or as "500MB". One shard is held in
+        feature_layers (`Sequence[int]`): further hidden states that the drafter will read, see [`JakiroDraftConfig`].
+        batch_size (`int`): the number of consecutive rows per forward.
+        shard_size (`int` or `str`): the approximate size of a shard, in bytes or as "500MB". One shard is held in
             memory.
-        dtype (`torch.dtype`, *optional*): of the stored features; default the target's.
-        progress (`bool`): announces the disk need and shows a progress bar, both on stderr.
+        dtype (`torch.dtype`, *optional*): of the stored features. Default: the target's.
+        progress (`bool`): announces the disk space needed and shows a progress bar, both on stderr.
 
     Returns:
         The [`FeatureDataset`] of `output_dir`.
 
     Raises:
-        ValueError: if the rows are malformed or not the target's, if the folder holds features of another target,
-            other data or other arguments, or if features do not fit `dtype`.
-        OSError: if the disk lacks the room; raised before the first forward.
+        ValueError: if rows are malformed or not the target's, if the folder holds features of another target, other
+            data or other arguments, or if features overflow `dtype`.
+        OSError: if the disk lacks the space; raised before the first forward.
     """
     target = Target(target_model, feature_layers)
     target.model.eval()
@@ -89,20 +93,8 @@ def write_features(
     output_dir.mkdir(parents=True, exist_ok=True)
 
     lengths, packed, data_sha256 = _scan(rows, target.config.vocab_size)
-    layers = [*feature_layers, -1]
-    width = target.config.hidden_size * len(layers)
-    bytes_per_token = width * dtype.itemsize + sum(column.itemsize for column in _columns(packed).values())
     header = {
-        "format": FORMAT,
-        "version": VERSION,
-        "target": {
-            "name_or_path": target.model.config.name_or_path,
-            "model_type": target.config.model_type,
-            "vocab_size": target.config.vocab_size,
-            "hidden_size": target.config.hidden_size,
-            "dtype": _name(target.model.dtype),
-        },
-        "layers": layers,
+        **_describe_target(target, feature_layers),
         "dtype": _name(dtype),
         "packed": packed,
         "num_rows": len(lengths),
@@ -111,7 +103,9 @@ def write_features(
         "batch_size": batch_size,
         "shard_size": convert_file_size_to_int(shard_size),
     }
-    # shards end where batches end, so that the batches, and with them the last bits, do not depend on an interruption
+    width = target.config.hidden_size * len(header["layers"])
+    bytes_per_token = width * dtype.itemsize + sum(column.itemsize for column in _columns(packed).values())
+    # shards end where batches end: then the batches, and with them the last bits, do not depend on interruptions
     batches = [range(first, min(first + batch_size, len(rows))) for first in range(0, len(rows), batch_size)]
     plan = _split(batches, lengths, header["shard_size"] // bytes_per_token)
 
@@ -131,39 +125,58 @@ def write_features(
     ) as bar:
         for number, shard_batches in enumerate(plan[len(shards) :], start=len(shards) + 1):
             tensors = _compute_shard(target, rows, shard_batches, lengths, width, dtype, bar)
-            path = output_dir / f"features-{number:05d}-of-{len(plan):05d}.safetensors"
-            temporary = path.with_name(path.name + ".tmp")
-            save_file(tensors, temporary)
-            shards.append(
-                {
-                    "file": path.name,
-                    "rows": len(tensors["offsets"]) - 1,
-                    "tokens": len(tensors["input_ids"]),
-                    "bytes": temporary.stat().st_size,
-                    "sha256": _sha256(temporary),
-                }
-            )
-            temporary.replace(path)
+            shards.append(_write_shard(output_dir / f"features-{number:05d}-of-{len(plan):05d}.safetensors", tensors))
             write_json(output_dir / INDEX, {**header, "shards": shards})
     return FeatureDataset(output_dir)
 
 
+def _describe_target(target: Target, feature_layers: Sequence[int]) -> dict[str, Any]:
+    """The beginning of an index: the format, and the target whose features are stored."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "target": {
+            "name_or_path": target.model.config.name_or_path,
+            "model_type": target.config.model_type,
+            "vocab_size": target.config.vocab_size,
+            "hidden_size": target.config.hidden_size,
+            "dtype": _name(target.model.dtype),
+        },
+        "layers": [*feature_layers, -1],
+    }
+
+
+def _write_shard(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Writes a shard, completely or not at all. Returns its entry in the index."""
+    temporary = path.with_name(path.name + ".tmp")
+    save_file(tensors, temporary)
+    entry = {
+        "file": path.name,
+        "rows": len(tensors["offsets"]) - 1,
+        "tokens": len(tensors["input_ids"]),
+        "bytes": temporary.stat().st_size,
+        "sha256": _sha256(temporary),
+    }
+    temporary.replace(path)
+    return entry
+
+
 class FeatureDataset(Dataset):
     """
-    The rows of a feature store, memory-mapped: only what is read of a row is read from the disk.
+    The rows of a feature store. Shards are memory-mapped, so only the parts of a row that are used are read from disk.
 
-    A row is a dict of `input_ids`, `loss_mask` and, if packed, `position_ids` (lists of `T` ints) and `hidden_states`
-    (`[T, F]`, in the stored dtype). Shards are opened when first read, in each process for itself.
+    A row is a dict of `input_ids`, `loss_mask` and, if packed, `position_ids` (lists of length T) and of
+    `hidden_states` (`[T, F]`, in the stored dtype). Each process opens a shard when it first reads from it.
 
     Args:
         path (`str` or `Path`): the folder that [`write_features`] wrote.
-        verify (`bool`): compare every shard with its checksum; reads everything once.
-        allow_unfinished (`bool`): take the rows that there are, if writing was interrupted.
+        verify (`bool`): compares every shard with its checksum, which reads everything once.
+        allow_unfinished (`bool`): accepts a store whose writing was interrupted, with the rows it has.
 
     Raises:
         FileNotFoundError: if the index or a shard is missing.
-        ValueError: if the folder is no feature store of this version, is unfinished, or a shard is not what was
-            written.
+        ValueError: if the folder is not a feature store of this version, if it is unfinished, or if a shard has
+            changed.
     """
 
     def __init__(self, path: str | Path, verify: bool = False, *, allow_unfinished: bool = False):
@@ -174,14 +187,14 @@ class FeatureDataset(Dataset):
         if len(self) != self.index["num_rows"] and not allow_unfinished:
             raise ValueError(
                 f"{self.path} is unfinished: it holds {len(self)} of {self.index['num_rows']} rows. Run `jakiro "
-                "features` (or `write_features`) again with the same arguments; it goes on where it stopped."
+                "features` (or `write_features`) again with the same arguments; it continues where it stopped."
             )
         if verify:
             for shard in self.index["shards"]:
                 if _sha256(self.path / shard["file"]) != shard["sha256"]:
                     raise ValueError(
-                        f"{self.path / shard['file']} has changed since it was written: its checksum is not that of "
-                        f"{INDEX}. {_REWRITE}"
+                        f"{self.path / shard['file']} has changed since it was written: its checksum is not the one "
+                        f"in {INDEX}. {_REWRITE}"
                     )
 
     def __len__(self) -> int:
@@ -189,16 +202,16 @@ class FeatureDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         tensors, place = self._find(index)
-        # a copy: a view would carry the whole shard along wherever it is sent
+        # a copy: a view would take the whole shard along when it is sent to another process
         return {**self.tokens(index), "hidden_states": tensors["hidden_states"][place].clone()}
 
     def tokens(self, index: int) -> dict[str, list[int]]:
-        """A row without its features, which are not read."""
+        """Returns a row, lists of length T, without reading its features."""
         tensors, place = self._find(index)
         return {name: tensors[name][place].tolist() for name in _columns(self.index["packed"])}
 
     def _find(self, index: int) -> tuple[dict[str, torch.Tensor], slice]:
-        """The shard of a row, and where in it the row is."""
+        """Returns the shard of a row, and the row's place in it."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"Row {index} of {self.path}, which has {len(self)} rows.")
         index %= len(self)
@@ -212,7 +225,7 @@ class FeatureDataset(Dataset):
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each row, without reading its features (`lengths` of a length-grouped sampler)."""
+        """The number of tokens in each row, for a length-grouped sampler. Does not read features."""
         return [
             length
             for shard in range(len(self._starts) - 1)
@@ -221,8 +234,8 @@ class FeatureDataset(Dataset):
 
     def check_fits(self, target_config: PreTrainedConfig, feature_layers: Sequence[int] = ()) -> None:
         """
-        Raises `ValueError` if these cannot be the features that a drafter of this target reads. Compares what the
-        index says; two targets of equal sizes are told apart by [`~FeatureDataset.check_target`].
+        Raises `ValueError` if these cannot be the features that a drafter of this target reads. Compares sizes and
+        layers with the index; [`~FeatureDataset.check_target`] tells targets of the same sizes apart.
         """
         config = target_config.get_text_config(decoder=True)
         expected = {name: getattr(config, name) for name in ("vocab_size", "hidden_size")}
@@ -232,23 +245,23 @@ class FeatureDataset(Dataset):
             if got[name] != value:
                 raise ValueError(
                     f"The features in {self.path} have `{name}` {got[name]}, training needs {value}. They were "
-                    f"written from {self._target_name}; write those of this target with `jakiro features`, or leave "
-                    "them out and let the trainer compute them."
+                    f"written from {self._target_name}. Write this target's features with `jakiro features`, or train "
+                    "on conversations and let the trainer compute the features."
                 )
 
     def check_target(self, target: Target) -> None:
         """
-        Raises `ValueError` if the target's features of the first row are not the stored ones, apart from rounding:
-        another checkpoint, or an adapter that was not there. Costs one forward.
+        Raises `ValueError` if the target's features of the first row differ from the stored ones by more than
+        rounding: the features are of another checkpoint, or of another adapter. Costs one forward.
         """
         row = self[0]
         (features,) = _features(target, [row])
         expected = row["hidden_states"].float()
-        # another machine's rounding stays below a few percent; other weights give other features altogether
+        # rounding on another machine stays below a few percent; other weights give entirely different features
         if not (expected - features.float()).norm() <= 0.05 * expected.norm():
             raise ValueError(
                 f"The features in {self.path} are not this target's: they were written from {self._target_name}, with "
-                "other weights or another adapter. Use that target, or write the features of this one to another "
+                "other weights or another adapter. Use that target, or write this target's features to another "
                 "folder."
             )
 
@@ -274,7 +287,7 @@ class FeatureDataset(Dataset):
                 or tensors["offsets"].shape != (shard["rows"] + 1,)
             ):
                 raise ValueError(
-                    f"{path} is not the shard that {INDEX} describes: expected {sorted(names)} with `hidden_states` "
+                    f"{path} is not the shard described in {INDEX}: expected {sorted(names)} with `hidden_states` "
                     f"[{shard['tokens']}, {width}] in {self.index['dtype']}, got "
                     f"{ {name: list(tensor.shape) for name, tensor in sorted(tensors.items())} }. {_REWRITE}"
                 )
@@ -291,14 +304,14 @@ def _columns(packed: bool) -> dict[str, torch.dtype]:
 
 
 def _scan(rows: Sequence[Mapping[str, Any]], vocab_size: int) -> tuple[list[int], bool, str]:
-    """Checks every row. Returns their lengths, whether they are packed, and a checksum."""
+    """Checks every row. Returns the rows' lengths, whether they are packed, and a checksum."""
     if not hasattr(rows, "__len__"):
         raise ValueError(
-            "`rows` has no length. Features are written for a dataset of known size: take a list or a map-style "
+            "`rows` has no length. Features are written for a dataset of known size: give a list or a map-style "
             "dataset instead of a stream (`list(stream.take(n))`)."
         )
     if len(rows) == 0:
-        raise ValueError("There are no rows to write features of.")
+        raise ValueError("There are no rows to write features for.")
     lengths: list[int] = []
     checksum = hashlib.sha256()
     packed = "position_ids" in rows[0]
@@ -309,7 +322,10 @@ def _scan(rows: Sequence[Mapping[str, Any]], vocab_size: int) -> tuple[list[int]
             raise ValueError(f"Row {index} is {'not ' if packed else ''}packed, unlike row 0. Prepare all rows alike.")
         if length == 0 or any(len(row[name]) != length for name in _columns(packed)):
             sizes = {name: len(row[name]) for name in _columns(packed)}
-            raise ValueError(f"The columns of row {index} must be of one length and not empty, got {sizes}.")
+            raise ValueError(
+                f"The columns of row {index} must be of one length and not empty, got {sizes}. Make rows with "
+                "`prepare_dataset`."
+            )
         if not 0 <= min(row["input_ids"]) <= max(row["input_ids"]) < vocab_size:
             raise ValueError(
                 f"Row {index} holds token ids outside the target's vocabulary of {vocab_size}. Tokenize the data with "
@@ -323,7 +339,7 @@ def _scan(rows: Sequence[Mapping[str, Any]], vocab_size: int) -> tuple[list[int]
 
 
 def _split(batches: list[range], lengths: list[int], max_tokens: int) -> list[list[range]]:
-    """Groups consecutive batches to shards of at most `max_tokens` tokens, or of one batch."""
+    """Groups consecutive batches into shards of at most `max_tokens` tokens, or of a single larger batch."""
     shards: list[list[range]] = []
     tokens = 0
     for batch in batches:
@@ -345,7 +361,7 @@ def _compute_shard(
     dtype: torch.dtype,
     bar: tqdm,
 ) -> dict[str, torch.Tensor]:
-    """The tensors of a shard that holds these batches of rows."""
+    """Computes the tensors of a shard for these batches of rows."""
     lengths = lengths[batches[0].start : batches[-1].stop]
     hidden_states = torch.empty(sum(lengths), width, dtype=dtype)
     columns: dict[str, list[int]] = {}
@@ -359,8 +375,8 @@ def _compute_shard(
             end += len(features)
         if not hidden_states[start:end].isfinite().all():
             raise ValueError(
-                f"The features of the rows {indices.start} to {indices.stop - 1} are not finite in {_name(dtype)}. "
-                "Store them in a dtype with more range: bfloat16 or float32."
+                f"The features of rows {indices.start} to {indices.stop - 1} are not finite in {_name(dtype)}. "
+                "Store them in a dtype with a wider range: bfloat16 or float32."
             )
         bar.update(end - start)
     dtypes = _columns("position_ids" in columns)
@@ -372,20 +388,22 @@ def _compute_shard(
 
 
 def _features(target: Target, batch: Sequence[Mapping[str, Any]]) -> list[torch.Tensor]:
-    """The features of each row, `[T, F]` on the CPU, from one forward."""
+    """Computes the features of each row, `[T, F]` on the CPU, in one forward."""
     rows = [{name: row[name] for name in _columns("position_ids" in row)} for row in batch]
     inputs = JakiroDataCollator(pad_token_id=0)(rows)  # any id will do: nothing sees the padding
-    inputs = {name: value.to(target.model.device) for name, value in inputs.items() if name != "loss_mask"}
-    features = target.features(**inputs).cpu()
+    tensors: dict[str, Any] = {
+        name: value.to(target.model.device) for name, value in inputs.items() if name != "loss_mask"
+    }
+    features = target.features(**tensors).cpu()
     return [feature[: len(row["input_ids"])] for row, feature in zip(batch, features, strict=True)]
 
 
 def _resume(path: Path, header: dict[str, Any]) -> list[dict[str, Any]]:
-    """The shards that an interrupted call with the same arguments left behind."""
+    """Returns the shards of an interrupted call with the same arguments, none if there was no such call."""
     if not (path / INDEX).exists():
         return []
     index = _read_index(path)
-    # the name may be spelled in many ways, and equal names may hide other weights: these are compared themselves
+    # a name has many spellings, and may stand for other weights now: `check_target` compares the features instead
     differences = {
         name: (index.get(name), value)
         for name, value in header.items()
@@ -405,10 +423,10 @@ def _resume(path: Path, header: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _read_index(path: Path) -> dict[str, Any]:
-    """The index of a store whose shards are all there, in full length."""
+    """Reads the index of a store, and checks that all shards are there in full length."""
     file = path / INDEX
     if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing: {path} is no feature store. Write one with `jakiro features`.")
+        raise FileNotFoundError(f"{file} is missing: {path} is not a feature store. Write one with `jakiro features`.")
     try:
         index = loads(file.read_text(encoding="utf-8"))
     except (JSONDecodeError, UnicodeDecodeError) as error:
@@ -469,10 +487,8 @@ def run_features(
     num_samples: int | None = None,
     **arguments: Any,
 ) -> None:
-    """The `jakiro features` command: loads the target, prepares the data, see [`write_features`]."""
-    conversations = read_conversations(data, limit=num_samples)
-    tokenizer = AutoTokenizer.from_pretrained(target)
-    target_model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype, device_map="auto")
+    """The `jakiro features` command: loads the target, prepares the data, and calls [`write_features`]."""
+    target_model, tokenizer, conversations = load_target_and_conversations(target, data, dtype, num_samples)
     check_tokenizer(tokenizer, target_model.config)
     if packing:
         check_packing(Target(target_model))

@@ -1,46 +1,48 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """
-What tells how good a drafter is without generating: the acceptance its trees can expect, and what its experts do.
+Measures how good a drafter is without generating: the acceptance its trees can expect, and what its experts do.
 
-Symbols in shape comments: B batch, T positions, N experts, R rows that count, C rows of a chunk, D tokens that can
-be drafted, L levels of a tree.
+Symbols in shape comments: B batch, T positions, H hidden size, N experts, R rows that count, C rows of a chunk, V
+vocabulary, D tokens that can be drafted.
 """
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import nn
 
-from ..core.modeling_jakiro import JakiroDraftModel, JakiroDraftOutput
+from ..core.modeling_jakiro import JakiroDraftOutput
 from ..core.target import Target
 from ..core.tree import TreeShape
-from .losses import draft_index, rows_per_chunk
-from .objective import Batch, Metrics, read_target, unroll
+from .losses import counted_pairs, draft_index, rows_per_chunk
+from .objective import Batch, Metrics, read_target, unroll, unwrap
 
-# The n likeliest nodes of a tree are about those whose path is likelier than this over n. Replays of real trees and
-# this rule agree within 15 % (tests/test_objective.py); the surer the drafter, the more the rule exceeds them.
+# The n likeliest nodes of a tree are roughly those whose path is likelier than this over n. The rule agrees with
+# replays of real trees within 15 % (tests/test_objective.py); the surer the drafter, the more it overestimates them.
 _LEAST_PATH_PROBABILITY = 0.15
 
 
 @torch.no_grad()
 def drafting_metrics(draft_model: nn.Module, target: Target, batch: Batch) -> Metrics:
     """
-    Metrics of a batch, each a sum and a count.
+    Computes the metrics of a batch, each a sum and a count (scalars).
 
-    - `expected_acceptance_length`: tokens per forward of the target, were the batch's text what the target says. The
-      drafter is unrolled along the text as deep as its trees are. A token counts as drafted if it is among the
-      `tree_top_k` likeliest at its level, and its path likely enough to be among the tree's nodes. Not for drafters
-      with a static tree.
+    - `expected_acceptance_length`: tokens per forward of the target if the target said the batch's text. The drafter
+      is unrolled along the text to the depth of its trees. A token counts as drafted if it is among the `tree_top_k`
+      likeliest at its level and its path is likely enough to be among the tree's nodes. Not for drafters with a static
+      tree.
     - `expert_load_0`, `expert_load_1` ...: each expert's mean weight in the mixture.
-    - `expert_overlap`: share of tokens that the `tree_top_k` proposals of the two chosen experts have in common.
+    - `expert_overlap`: the share of tokens that the `tree_top_k` proposals of the two chosen experts have in common.
 
     Args:
         draft_model ([`JakiroDraftModel`], possibly wrapped for distributed training).
-        target, batch: as for [`~transformers_jakiro.training.objective.DraftingObjective`].
+        target: as for [`~transformers_jakiro.training.objective.DraftingObjective`].
+        batch: as for [`~transformers_jakiro.training.objective.DraftingObjective`], `[B, T]`.
     """
-    module: JakiroDraftModel = getattr(draft_model, "module", draft_model)
+    module = unwrap(draft_model)
     config = module.config
     shape = TreeShape.from_config(config)
     embeddings, features = read_target(target, batch, module.dtype)
@@ -55,7 +57,7 @@ def drafting_metrics(draft_model: nn.Module, target: Target, batch: Batch) -> Me
         output_expert_hidden_states=config.num_experts > 1,
         output_router_logits=config.num_experts > 1,
     )
-    counted = batch["loss_mask"][:, :-1] != 0
+    counted = counted_pairs(batch["loss_mask"])
     head = target.draft_head(module.draft_token_ids)
     chunk_size = rows_per_chunk(features.device, 3 * (config.draft_vocab_size or config.vocab_size))
     metrics: Metrics = {}
@@ -64,29 +66,41 @@ def drafting_metrics(draft_model: nn.Module, target: Target, batch: Batch) -> Me
             outputs, head, module.draft_token_ids, chunk_size, batch, shape, config.head_mode == "decoupled"
         )
     if config.num_experts > 1:
-        count = counted.sum()
-        for expert, load in enumerate(expert_load(outputs[0].router_logits, counted).nan_to_num()):
-            metrics[f"expert_load_{expert}"] = (load * count, count)
-        rows = outputs[0].expert_hidden_states[:, counted]  # [2, R, H]
-        overlap = [
-            expert_overlap(*head(part), config.tree_top_k) * part.shape[1] for part in rows.split(chunk_size, dim=1)
-        ]
-        metrics["expert_overlap"] = (torch.stack(overlap).nan_to_num().sum(), count)
+        metrics |= _expert_metrics(outputs[0], counted, head, chunk_size, config.tree_top_k)
+    return metrics
+
+
+def _expert_metrics(
+    output: JakiroDraftOutput,
+    counted: torch.Tensor,  # [B, T - 1]
+    head: Callable[[torch.Tensor], torch.Tensor],
+    chunk_size: int,
+    top_k: int,
+) -> Metrics:
+    count = counted.sum()
+    loads = expert_load(cast(torch.Tensor, output.router_logits), counted).nan_to_num()
+    metrics: Metrics = {f"expert_load_{expert}": (load * count, count) for expert, load in enumerate(loads)}
+    rows = cast(torch.Tensor, output.expert_hidden_states)[:, counted]  # [2, R, H]
+    overlaps = []
+    for part in rows.split(chunk_size, dim=1):
+        logits_a, logits_b = head(part)
+        overlaps.append(expert_overlap(logits_a, logits_b, top_k) * part.shape[1])
+    metrics["expert_overlap"] = (torch.stack(overlaps).nan_to_num().sum(), count)
     return metrics
 
 
 def _expected_acceptance(
     outputs: list[JakiroDraftOutput],
     head: Callable[[torch.Tensor], torch.Tensor],
-    draft_token_ids: torch.LongTensor | None,
+    draft_token_ids: torch.Tensor | None,
     chunk_size: int,
     batch: Batch,
     shape: TreeShape,
     decoupled: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens and forwards of a walk through the counted positions of the text."""
+    """The tokens and the forwards of a walk through the counted positions of the text (scalars)."""
     input_ids = batch["input_ids"]
-    counted = batch["loss_mask"][:, :-1] != 0  # the pair at t drafts what follows token t + 1
+    counted = counted_pairs(batch["loss_mask"])  # the pair at t drafts what follows token t + 1
     starts = batch["position_ids"] == 0 if "position_ids" in batch else batch["attention_mask"] == 0
     # a chain has room for every level
     least = -math.inf if shape.top_k == 1 else math.log(_LEAST_PATH_PROBABILITY / shape.num_draft_tokens)
@@ -94,10 +108,7 @@ def _expected_acceptance(
     accepted = torch.zeros_like(counted, dtype=torch.long)
     alive = counted.clone()
     for level in range(1, shape.depth + 1):
-        # token t + 1 + level follows from the feature at t + level - 1 of this step, at the last level of trees whose
-        # last two levels are one forward's from the contrastive feature one position before
-        contrastive = shape.two_levels and level == shape.depth
-        width = alive.shape[1] - level  # positions that such a token follows
+        width = alive.shape[1] - level  # positions followed by a token at this level
         if width <= 0:
             break
         alive[:, width:] = False
@@ -105,14 +116,7 @@ def _expected_acceptance(
         rows = alive[:, :width].clone()
         if not rows.any():
             break
-        if contrastive:
-            features = outputs[-1].contrastive_hidden_state[None]
-        elif decoupled:
-            features = outputs[level - 1].expert_hidden_states
-        else:
-            features = outputs[level - 1].last_hidden_state[None]
-        place = level - 1 - contrastive
-        features = features[:, :, place : place + width][:, rows]  # [heads, R, H]
+        features = _features_of_level(outputs, level, width, shape, decoupled)[:, rows]  # [heads, R, H]
         tokens = input_ids[:, 1 + level :][rows]
         kept = []
         scores = path[:, :width][rows]
@@ -127,8 +131,36 @@ def _expected_acceptance(
         path[:, :width][rows] = scores
         alive[:, :width][rows] = torch.cat(kept)
         accepted += alive
+    num_tokens, num_forwards = _walk(accepted.tolist(), counted.tolist())
+    return torch.tensor(num_tokens, device=input_ids.device), torch.tensor(num_forwards, device=input_ids.device)
+
+
+def _features_of_level(
+    outputs: list[JakiroDraftOutput], level: int, width: int, shape: TreeShape, decoupled: bool
+) -> torch.Tensor:
+    """
+    The features that token t + 1 + level follows from, for `width` positions t: `[heads, B, width, H]`. They are at
+    t + level - 1 of the level's step. If the last two levels of a tree are from one forward, the last level's are the
+    contrastive features one position earlier.
+    """
+    contrastive = shape.two_levels and level == shape.depth
+    place = level - 1 - contrastive
+    if contrastive:
+        features = cast(torch.Tensor, outputs[-1].contrastive_hidden_state)[None]
+    elif decoupled:
+        features = cast(torch.Tensor, outputs[level - 1].expert_hidden_states)
+    else:
+        features = cast(torch.Tensor, outputs[level - 1].last_hidden_state)[None]
+    return features[:, :, place : place + width]
+
+
+def _walk(accepted: list[list[int]], counted: list[list[int]]) -> tuple[int, int]:
+    """
+    The tokens and forwards of generating the counted positions of all rows, where a forward at a position adds one
+    token and those `accepted` there.
+    """
     num_tokens = num_forwards = 0
-    for row, positions in zip(accepted.tolist(), counted.tolist(), strict=True):
+    for row, positions in zip(accepted, counted, strict=True):
         place = 0
         while place < len(row):
             if not positions[place]:
@@ -137,13 +169,13 @@ def _expected_acceptance(
             num_tokens += row[place] + 1
             num_forwards += 1
             place += row[place] + 1
-    return torch.tensor(num_tokens, device=input_ids.device), torch.tensor(num_forwards, device=input_ids.device)
+    return num_tokens, num_forwards
 
 
 @torch.no_grad()
 def expert_load(router_logits: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
     """
-    What each expert contributes: its mean weight in the autoregressive mixture.
+    Measures what each expert contributes: its mean weight in the autoregressive mixture.
 
     Args:
         router_logits (`[B, T, N]`): from the drafter's `output_router_logits`, N ≥ 2.
@@ -160,8 +192,8 @@ def expert_load(router_logits: torch.Tensor, loss_mask: torch.Tensor) -> torch.T
 @torch.no_grad()
 def expert_overlap(expert_logits_a: torch.Tensor, expert_logits_b: torch.Tensor, k: int) -> torch.Tensor:
     """
-    How alike the proposals of a position's two experts are: the share of common tokens among their k likeliest next
-    ones, 1 for the same k tokens, 0 for none in common.
+    Measures how similar the proposals of a position's two experts are: the share of common tokens among their k
+    likeliest next tokens, 1 for the same k tokens, 0 for none in common.
 
     Args:
         expert_logits_a, expert_logits_b (`[R, V]`): next-token logits of the two chosen experts' features (the

@@ -1,11 +1,11 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """
-Rows of several samples, without padding and without one sample seeing another.
+Packs several samples into a row, without padding; no sample sees another.
 
-A *row* is one training sample: `input_ids` and `loss_mask` (1 on the assistant's tokens), lists of the same length T;
-if several samples are packed into it also `position_ids`, which restart at 0 for each; and `hidden_states` `[T, F]` if
-the target's features were computed before.
+A *row* is what one line of a batch is made of: `input_ids` and `loss_mask` (1 on the assistant's tokens), lists of the
+same length T. A row of several samples also has `position_ids`, which restart at 0 for each sample. A row whose
+features were computed in advance has `hidden_states` `[T, F]`.
 """
 
 from bisect import bisect_left, insort
@@ -21,13 +21,16 @@ Row = dict[str, Any]
 
 def best_fit_decreasing(lengths: Sequence[int], max_length: int) -> list[list[int]]:
     """
-    Groups of samples whose lengths add up to at most `max_length`: the longest first, each into the fullest group it
-    fits into. Deterministic; groups, and samples within them, in the order given.
+    Groups samples so that the lengths in a group add up to at most `max_length`: the longest sample first, each into
+    the fullest group with room for it. Deterministic; groups, and the samples within a group, keep the order given.
 
     ```python
     >>> best_fit_decreasing([3, 9, 5, 1, 2], max_length=10)
     [[0, 2, 4], [1, 3]]
     ```
+
+    Returns:
+        The indices of the samples in each group.
 
     Raises:
         ValueError: if a sample is longer than `max_length`.
@@ -52,7 +55,7 @@ def best_fit_decreasing(lengths: Sequence[int], max_length: int) -> list[list[in
 
 def pack_rows(rows: Sequence[Row]) -> Row:
     """
-    One row of several, with positions that restart for each.
+    Joins several rows into one, whose positions restart for each. `hidden_states` `[T, F]` are joined too.
 
     ```python
     >>> pack_rows([{"input_ids": [5, 6], "loss_mask": [0, 1]}, {"input_ids": [7, 8, 9], "loss_mask": [0, 1, 1]}])
@@ -71,9 +74,9 @@ def pack_rows(rows: Sequence[Row]) -> Row:
 
 class PackedDataset(Dataset):
     """
-    Rows of at most `max_length` tokens, each made of whole samples of another map-style dataset of rows when it is
-    asked for. Which samples share a row is decided once, by [`best_fit_decreasing`], from the dataset's `lengths` if
-    it has them, else by reading it through.
+    Rows of at most `max_length` tokens, each packed from whole rows of another map-style dataset on access.
+    [`best_fit_decreasing`] decides once which samples share a row, by the `lengths` of the dataset if it has them;
+    otherwise the dataset is read once to measure them.
     """
 
     def __init__(self, rows: Any, max_length: int):
@@ -91,5 +94,5 @@ class PackedDataset(Dataset):
 
 
 def as_integers(values: Any) -> list[int]:
-    """A column of a row as a list, whatever it came as."""
+    """Converts a column of a row to a list: `[T]`, given as a list, a tensor or an array."""
     return values if isinstance(values, list) else torch.as_tensor(values).tolist()

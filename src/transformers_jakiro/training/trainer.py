@@ -3,220 +3,84 @@
 """`JakiroTrainer`: trains a drafter on the hidden states of its frozen target."""
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sized
+from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object
 from huggingface_hub import ModelCard
 from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
-from torch.utils.data import Subset
+from torch.utils.data import DataLoader, Subset
 from transformers import (
-    AutoModelForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
-    TrainingArguments,
     set_seed,
 )
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import EvalLoopOutput
-from transformers.utils import cached_file, extract_commit_hash
 
 from ..core.target import Target, check_packing
 from ..drafter import JakiroDraftModel
 from ..files import write_json
 from ..hub.publishing import TAGS, TRAINING, check_target_name, drafter_card, save_remote_code
 from ..measuring.acceptance import accept_lengths, tokens_per_forward
-from .data import JakiroDataCollator, check_tokenizer, prepare_dataset
+from .arguments import JakiroTrainingArguments
+from .data import JakiroDataCollator, prepare_dataset
 from .features import FeatureDataset
 from .initialization import new_drafter
+from .loading import load_target_model
 from .metrics import drafting_metrics
-from .objective import DraftingObjective
-
-
-@dataclass
-class JakiroTrainingArguments(TrainingArguments):
-    """
-    [`~transformers.TrainingArguments`] and what training a drafter needs besides. Defaults that differ from the
-    parent's: `remove_unused_columns=False` (the batches hold more than the drafter's forward takes) and
-    `ddp_find_unused_parameters=False` (a drafter uses all of its own).
-
-    > Parameters of the target and the data
-
-    Args:
-        target_model_init_kwargs (`dict` or JSON `str`, *optional*):
-            Arguments of `AutoModelForCausalLM.from_pretrained` for a `target_model` given by its name.
-        max_length (`int`, defaults to 2048):
-            Tokens that a sample is cut to, and the length of packed rows.
-        packing (`bool`, defaults to `False`):
-            Fill rows of `max_length` tokens with several samples, which do not see each other.
-        assistant_only_loss (`bool`, defaults to `True`):
-            Whether only the assistant's tokens count in training, or those of the prompts, too, from which a drafter
-            learns as well. In evaluation only the assistant's do. (Stored features know already what counts.)
-        dataset_num_proc (`int`, *optional*):
-            Processes that tokenize a `datasets.Dataset`.
-
-    > Parameters of the objective: see [`~transformers_jakiro.training.objective.DraftingObjective`]
-
-    Args:
-        regression_weight (`float`, defaults to 1.0), classification_weight (`float`, defaults to 0.1),
-        contrastive_weight (`float`, defaults to 0.5), feature_noise (`float`, defaults to 0.2):
-            The published values.
-        load_balancing_weight (`float`, defaults to 0.01):
-            Weight of the load-balancing loss of drafters with more than two experts.
-        unroll_steps (`int`, defaults to 1):
-            Steps that the drafter is unrolled for in training, from the second on with its own features, as it drafts.
-        unroll_start (`float`, defaults to 0.0):
-            Share of the training's steps before the drafter is unrolled: features that have yet to become like the
-            target's teach little, and an unrolled step costs `unroll_steps` forwards.
-
-    > Parameters of the optimization and the evaluation
-
-    Args:
-        max_grad_value (`float`, defaults to 0.5):
-            Each element of the gradient of an optimizer step is clipped to ± this, after `max_grad_norm`. 0: no
-            clipping by value. (The published recipe clips values alone: `max_grad_norm=0`.)
-        eval_generate_prompts (`int`, defaults to 0):
-            Prompts of each evaluation set that are also answered by `generate` with the drafter, which gives the
-            metric `acceptance_length`. A prompt is what precedes a row's first counted token. 0: none.
-        eval_generate_tokens (`int`, defaults to 128):
-            New tokens per prompt.
-        eval_generate_temperature (`list[float]`, defaults to `[0.0]`):
-            Temperatures to generate at. 0 is greedy; another one, say 1, gives `acceptance_length_t1`.
-
-    > Parameters of publishing
-
-    Args:
-        hub_remote_code (`bool`, defaults to `False`):
-            Publish the code with the drafter, so that it loads without this package (`trust_remote_code=True`).
-    """
-
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Batches are built by the collator."})
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "A drafter uses all of its parameters: nothing to find."}
-    )
-    target_model_init_kwargs: dict | str | None = field(
-        default=None,
-        metadata={"help": "Arguments of `from_pretrained` for a target given by its name, as JSON."},
-    )
-    max_length: int = field(
-        default=2048, metadata={"help": "Tokens that a sample is cut to, and the length of packed rows."}
-    )
-    packing: bool = field(
-        default=False,
-        metadata={"help": "Fill rows of `max_length` with several samples, which do not see each other."},
-    )
-    assistant_only_loss: bool = field(
-        default=True, metadata={"help": "Train on the assistant's tokens only, not on those of the prompts."}
-    )
-    dataset_num_proc: int | None = field(
-        default=None, metadata={"help": "Processes that tokenize a `datasets.Dataset`."}
-    )
-    regression_weight: float = field(default=1.0, metadata={"help": "Weight of the SmoothL1 loss of the features."})
-    classification_weight: float = field(default=0.1, metadata={"help": "Weight of the cross-entropy of the logits."})
-    contrastive_weight: float = field(
-        default=0.5, metadata={"help": "Weight of the contrastive branch, relative to the autoregressive one."}
-    )
-    load_balancing_weight: float = field(
-        default=0.01, metadata={"help": "Weight of the load-balancing loss, with more than two experts."}
-    )
-    unroll_steps: int = field(
-        default=1, metadata={"help": "Steps to unroll the drafter for, from the second on with its own features."}
-    )
-    unroll_start: float = field(
-        default=0.0, metadata={"help": "Share of the training before the drafter is unrolled, 0 to 1."}
-    )
-    feature_noise: float = field(
-        default=0.2,
-        metadata={"help": "Width of the uniform noise on the input features for a sequence of 512 tokens; 0: none."},
-    )
-    max_grad_value: float = field(
-        default=0.5,
-        metadata={"help": "Clip each element of the gradient to this size, after `max_grad_norm`; 0: do not."},
-    )
-    eval_generate_prompts: int = field(
-        default=0,
-        metadata={"help": "Prompts per evaluation to measure the acceptance length on, by generating; 0: none."},
-    )
-    eval_generate_tokens: int = field(default=128, metadata={"help": "New tokens for each of these prompts."})
-    eval_generate_temperature: list[float] = field(
-        default_factory=lambda: [0.0], metadata={"help": "Temperatures to generate at; 0 is greedy."}
-    )
-    hub_remote_code: bool = field(
-        default=False, metadata={"help": "Publish the code with the drafter, for users without this package."}
-    )
-
-    def __post_init__(self):
-        if isinstance(self.target_model_init_kwargs, str):
-            self.target_model_init_kwargs = json.loads(self.target_model_init_kwargs)
-        for name, least in (
-            *(("max_grad_value", 0), ("eval_generate_prompts", 0), ("feature_noise", 0)),
-            *(("eval_generate_tokens", 1), ("max_length", 1), ("unroll_steps", 1)),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}, got {getattr(self, name)}.")
-        if not 0 <= self.unroll_start <= 1:
-            raise ValueError(f"`unroll_start` is a share of the training, 0 to 1, got {self.unroll_start}.")
-        super().__post_init__()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without tokens: `Trainer` pickles its arguments into each checkpoint, and publishes them."""
-        state = {**self.__dict__, "hub_token": None}
-        if self.target_model_init_kwargs is not None:
-            state["target_model_init_kwargs"] = _without_token(self.target_model_init_kwargs)
-        return state
-
-
-def _without_token(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in kwargs.items() if name != "token"}
+from .objective import Batch, DraftingObjective, Metrics, target_features
+from .tokenization import check_tokenizer
 
 
 class JakiroTrainer(Trainer):
     """
     Trains a [`JakiroDraftModel`] for a frozen target.
 
-    The loss of an optimizer step is the mean over all positions that count in it, over the accumulated batches and
-    over all processes, however they are distributed. (With `average_tokens_across_devices=False`: the mean of the
-    processes' means.) So are the metrics: means over all positions since the last log, or of the evaluation set.
+    The loss of an optimizer step is the mean over all positions that count in its accumulated batches and in all
+    processes, however the positions are distributed. (With `average_tokens_across_devices=False`: the mean of the
+    processes' means.) Metrics are means as well, over all positions since the last log, or of the evaluation set.
 
     Args:
         model ([`JakiroDraftModel`], `str` or `Path`, *optional*):
-            The drafter, or the folder or Hub id of one, which is loaded in float32. Default: a new one, made by
+            The drafter, or its folder or Hub id, from which it is loaded in float32. Default: a new one, made by
             [`~transformers_jakiro.training.initialization.new_drafter`].
         target_model ([`~transformers.PreTrainedModel`], [`~peft.PeftModel`], `str` or `Path`):
-            The target, or its folder or Hub id. Frozen, held outside the drafter, never saved. It is put on the
-            training device, unless it is quantized (load it there) or was loaded with a `device_map`. Each process
-            holds a whole one.
-        args ([`JakiroTrainingArguments`], *optional*):
-            See there.
+            The target, or its folder or Hub id. It is frozen, held outside the drafter, and never saved. It is put on
+            the training device, unless it is quantized (load it there) or was loaded with a `device_map`. Each process
+            holds a complete target.
+        args ([`~transformers_jakiro.training.arguments.JakiroTrainingArguments`], *optional*):
+            The arguments of the training.
         data_collator (`Callable`, *optional*):
             Default: [`~transformers_jakiro.training.data.JakiroDataCollator`].
         train_dataset, eval_dataset (*optional*):
-            See [`~transformers_jakiro.training.data.prepare_dataset`]; or a
+            Any dataset that [`~transformers_jakiro.training.data.prepare_dataset`] accepts, or a
             [`~transformers_jakiro.training.features.FeatureDataset`], whose rows need no forward of the target.
             `eval_dataset` may be a dict of several.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            The target's tokenizer; not needed for tokenised data.
+            The target's tokenizer; not needed for tokenized data.
         peft_config ([`~peft.PeftConfig`], *optional*):
-            Trains an adapter of the drafter, and saves only that.
+            Trains an adapter of the drafter, and saves only the adapter.
         callbacks, kwargs:
             Further arguments of [`~transformers.Trainer`].
 
-    A saved drafter has a `training.json` beside it: the data (what the attribute `training_data` says of them: a name,
-    or a mapping with `name`), steps and all arguments. With `push_to_hub=True` it gets a model card that tells them.
+    A drafter is saved with a `training.json`: the data (from the attribute `training_data`: a name, or a mapping with
+    `name`), the number of steps, and all arguments. With `push_to_hub=True` it also gets a model card that lists them.
 
     Raises:
-        TypeError: if `args` are not [`JakiroTrainingArguments`].
+        TypeError: if `args` are not [`~transformers_jakiro.training.arguments.JakiroTrainingArguments`].
         ValueError: if drafter, target, data and arguments do not fit each other.
     """
 
-    _tag_names = [*TAGS]
+    args: JakiroTrainingArguments
+    objective: DraftingObjective
     training_data: Mapping[str, Any] | str | None = None
 
     def __init__(
@@ -236,32 +100,25 @@ class JakiroTrainer(Trainer):
             args = JakiroTrainingArguments(output_dir="tmp_trainer")
         elif not isinstance(args, JakiroTrainingArguments):
             raise TypeError(f"`args` must be `JakiroTrainingArguments`, got `{type(args).__name__}`.")
-        self.target = _load_target(target_model, args)
+        target_model = _load_target(target_model, args)
+        model = _load_drafter(model, target_model, args)
+        self.target = _fitting_target(target_model, model)
         self.objective = DraftingObjective(
-            **{field.name: getattr(args, field.name) for field in fields(DraftingObjective)}
+            **{each.name: getattr(args, each.name) for each in fields(DraftingObjective)}
         )
-        model = _load_drafter(model, self.target, args)
         if peft_config is not None:
-            if isinstance(model, PeftModel):
-                raise ValueError(
-                    "`model` has an adapter already: leave out `peft_config`, or merge the adapter first."
-                )
-            model = get_peft_model(model, peft_config)
-        if isinstance(model, PeftModel):
-            if args.hub_remote_code:
-                raise ValueError("`hub_remote_code` is for whole drafters, not for adapters: leave it out, or merge.")
-        elif args.push_to_hub:
-            check_target_name(model.config)
+            model = _add_adapter(model, peft_config)
+        _check_publishing(model, args)
         if data_collator is None:
             pad_token_id = self.target.config.pad_token_id
             data_collator = JakiroDataCollator(pad_token_id=0 if pad_token_id is None else pad_token_id)
-        # Trainer takes these from the tokenizer; but they are to be the target's, as `generate` expects of a drafter
+        # Trainer takes these from the tokenizer, but `generate` expects the target's in a drafter's config
         special_tokens = {
             name: getattr(model.config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
         }
         if processing_class is not None:
             check_tokenizer(processing_class, self.target.config)
-        with args.main_process_first(desc="tokenizing"):  # the others find its cache
+        with args.main_process_first(desc="tokenizing"):  # the other processes find its cache
             train_dataset = self._prepare(train_dataset, processing_class, args, args.assistant_only_loss)
             if isinstance(eval_dataset, Mapping):
                 eval_dataset = {name: self._prepare(one, processing_class, args) for name, one in eval_dataset.items()}
@@ -277,7 +134,7 @@ class JakiroTrainer(Trainer):
             callbacks=callbacks,
             **kwargs,
         )
-        vars(model.config).pop("use_cache", None)  # set by Trainer, and nothing that a drafter's config knows
+        vars(model.config).pop("use_cache", None)  # set by Trainer; no field of a drafter's config
         self._check_distribution()
         self.model_accepts_loss_kwargs = True  # `compute_loss` divides by `num_items_in_batch`
         self.add_callback(_DrafterCallback(special_tokens))
@@ -306,18 +163,18 @@ class JakiroTrainer(Trainer):
         )
 
     def _check_data(self) -> None:
-        """Raises an error if the target cannot tell packed samples apart, or stored features are not its own."""
+        """Raises an error if the target cannot tell packed samples apart, or if stored features are not its own."""
         if self.args.packing:
             check_packing(self.target, self.args.per_device_train_batch_size)
-        several = isinstance(self.eval_dataset, dict)
-        for dataset in (self.train_dataset, *(self.eval_dataset.values() if several else [self.eval_dataset])):
+        evaluated = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
+        for dataset in (self.train_dataset, *evaluated.values()):
             store = feature_store(dataset)
             if store is not None:
                 store.check_fits(self.target.model.config, self.target.feature_layers)
                 store.check_target(self.target)
 
     def _check_distribution(self) -> None:
-        """Raises `ValueError` for arguments that the way of distribution does not allow."""
+        """Raises `ValueError` for arguments that the kind of distributed training does not allow."""
         if self.is_deepspeed_enabled and self.args.max_grad_value > 0:
             raise ValueError(
                 "DeepSpeed clips gradients by their norm only: set `max_grad_value=0`, and `max_grad_norm` to taste."
@@ -329,19 +186,21 @@ class JakiroTrainer(Trainer):
             )
 
     def _place_target(self) -> None:
-        # not with `accelerator.prepare_model`, which leaves the target on the CPU under FSDP, and autocasts it
+        # `accelerator.prepare_model` would leave the target on the CPU under FSDP, and autocast it
         model = self.target.model.requires_grad_(False).eval()
         if getattr(model, "hf_device_map", None) is None and not getattr(model, "is_quantized", False):
             model.to(self.args.device)
 
     # -- loss and metrics --------------------------------------------------------------------------------------------
 
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The batches of an optimizer step, and how many positions count in them, over all processes."""
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], torch.Tensor | None]:
+        """Returns the batches of an optimizer step, and the number of positions that count, over all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not batches:
             return batches, None
-        num_items = sum(self.objective.num_items(batch) for batch in batches).to(device)
+        num_items = torch.stack([self.objective.num_items(batch) for batch in batches]).sum().to(device)
         if self.args.average_tokens_across_devices:
             num_items = self.accelerator.reduce(num_items, "sum")
         return batches, num_items
@@ -349,11 +208,14 @@ class JakiroTrainer(Trainer):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, torch.Tensor],
+        inputs: Batch,
         return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
-    ):
-        """The drafting objective on one batch, see [`~transformers_jakiro.training.objective.DraftingObjective`]."""
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """
+        Computes the loss of a batch `[B, T]`, a scalar, with the
+        [`~transformers_jakiro.training.objective.DraftingObjective`].
+        """
         objective = self.objective
         if self.state.global_step < self.args.unroll_start * self.state.max_steps:
             objective = replace(objective, unroll_steps=1)
@@ -364,14 +226,19 @@ class JakiroTrainer(Trainer):
             loss = loss * self.accelerator.num_processes  # the processes' gradients will be averaged
         return (loss, None) if return_outputs else loss
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Evaluates a batch `[B, T]`: adds up its metrics, and returns its loss (a scalar) as the first value."""
         inputs = self._prepare_inputs(inputs)
         num_rows = self._num_own_rows(inputs["input_ids"].shape[0])
         if num_rows > 0:
             inputs = {name: value[:num_rows] for name, value in inputs.items()}
-        if "hidden_states" not in inputs:  # computed once for both
-            masks = inputs.get("attention_mask"), inputs.get("position_ids")
-            inputs["hidden_states"] = self.target.features(inputs["input_ids"], *masks)
+        inputs["hidden_states"] = target_features(self.target, inputs)  # once, for loss and metrics
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, metrics = self.objective(model, self.target, inputs)
             num_items = self.objective.num_items(inputs)
@@ -383,22 +250,21 @@ class JakiroTrainer(Trainer):
         if num_rows > 0:
             self._add("eval", metrics)
             self._collect_prompts(inputs)
-        else:  # nothing but repeated rows, there because all processes must make equally many forwards
+        else:  # only repeated rows, which are there because all processes must run the same number of forwards
             self._add("eval", {name: (total * 0, count * 0) for name, (total, count) in metrics.items()})
         return loss.detach(), None, None
 
     def _num_own_rows(self, batch_size: int) -> int:
-        """How many rows of this batch are no repetitions that fill up the processes' last batches."""
+        """The number of rows of this batch that do not merely repeat others to fill the processes' last batches."""
         state = self.accelerator.gradient_state
         if not state.end_of_dataloader or state.remainder <= 0:
             return batch_size
         return min(max(state.remainder - self.accelerator.process_index * batch_size, 0), batch_size)
 
-    def _add(self, mode: str, metrics: Mapping[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+    def _add(self, mode: str, metrics: Metrics) -> None:
         sums = self._sums[mode]
-        for name, pair in metrics.items():
-            total, count = (value.detach().to(self._sum_dtype) for value in pair)
-            pair = torch.stack((total, count))
+        for name, sum_and_count in metrics.items():
+            pair = torch.stack([value.detach().to(self._sum_dtype) for value in sum_and_count])
             sums[name] = sums[name] + pair if name in sums else pair
 
     @property
@@ -406,7 +272,7 @@ class JakiroTrainer(Trainer):
         return torch.float32 if self.args.device.type == "mps" else torch.float64
 
     def _means(self, mode: str) -> dict[str, float]:
-        """Means of the metrics over all that was added in all processes since the last call."""
+        """The means of the metrics over everything that all processes have added since the last call."""
         names = sorted(self._sums[mode])
         if not names:
             return {}
@@ -416,36 +282,45 @@ class JakiroTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """
-        Adds the means of the objective's metrics since the last log to those of a training interval, and the metrics
-        of trees and experts on one row of the last batch of each process.
+        Logs. The logs of a training interval also get the means of the objective's metrics since the last log, and the
+        metrics of trees and experts, measured on one row of each process.
         """
         if "loss" in logs:
-            model, row = self._latest
-            with self.compute_loss_context_manager():
-                self._add("train", drafting_metrics(model, self.target, row))
+            self._unroll_on_latest_row()
             logs.update(self._means("train"))
         super().log(logs, start_time)
+
+    def _unroll_on_latest_row(self) -> None:
+        """Measures trees and experts by unrolling the drafter on the first row of this process' last batch."""
+        model, row = self._latest
+        with self.compute_loss_context_manager():
+            self._add("train", drafting_metrics(model, self.target, row))
 
     # -- evaluation --------------------------------------------------------------------------------------------------
 
     def evaluation_loop(
-        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """What `evaluate` and `predict` share: the metrics' means over the set and, if asked for, generating."""
+        """Runs `evaluate` and `predict`: computes the means of the metrics and, if requested, generates."""
         self._sums["eval"].clear()
         self._prompts.clear()
-        # evaluating must not change the random numbers of the training
+        # evaluation must not change the random numbers of the training
         with torch.random.fork_rng([self.args.device] if self.args.device.type == "cuda" else []):
             output = super().evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
             acceptance_lengths = self._acceptance_lengths()
         metrics = {**self._means("eval"), **acceptance_lengths}
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
-        return output
+        prefixed = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return output._replace(metrics={**(output.metrics or {}), **prefixed})
 
-    def _collect_prompts(self, inputs: dict[str, torch.Tensor]) -> None:
-        """Keeps the prompts of this process' first rows; the processes share the work."""
+    def _collect_prompts(self, inputs: Batch) -> None:
+        """Keeps the prompts of this process' first rows. The processes share the work."""
         processes = self.accelerator.num_processes
         own = (self.args.eval_generate_prompts + processes - 1 - self.accelerator.process_index) // processes
         for input_ids, loss_mask in zip(inputs["input_ids"], inputs["loss_mask"], strict=True):
@@ -456,13 +331,13 @@ class JakiroTrainer(Trainer):
                 self._prompts.append(input_ids[:length])
 
     def _acceptance_lengths(self) -> dict[str, float]:
-        """Tokens per target forward after the prefill, over all prompts, by temperature."""
+        """Generates, and returns the tokens per target forward after the prefill, over all prompts, by temperature."""
         if self.args.eval_generate_prompts == 0:
             return {}
         if sum(gather_object([len(self._prompts)])) == 0:
             raise ValueError(
                 f"`eval_generate_prompts={self.args.eval_generate_prompts}`, but no row of the evaluation set has a "
-                "prompt: tokens before the first one that counts. Set it to 0, or evaluate on conversations."
+                "prompt, that is, tokens before the first one that counts. Set it to 0, or evaluate on conversations."
             )
         draft = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         was_training = draft.training
@@ -474,7 +349,11 @@ class JakiroTrainer(Trainer):
                 length
                 for prompt in self._prompts
                 for length in accept_lengths(
-                    self.target.model, draft, prompt[None], temperature, self.args.eval_generate_tokens
+                    self.target.model,
+                    draft,
+                    cast(torch.LongTensor, prompt[None]),
+                    temperature,
+                    self.args.eval_generate_tokens,
                 )
             ]
             name = "acceptance_length" if temperature == 0 else f"acceptance_length_t{temperature:g}"
@@ -485,60 +364,71 @@ class JakiroTrainer(Trainer):
     # -- sharing -----------------------------------------------------------------------------------------------------
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As [`~transformers.Trainer.save_model`], with `training.json` beside the drafter."""
+        """Saves the drafter like [`~transformers.Trainer.save_model`], and a `training.json` beside it."""
         if self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir)
+            folder = Path(output_dir or self._output_dir)
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / TRAINING, self.training_record())
         super().save_model(output_dir, _internal_call)
 
     def training_record(self) -> dict[str, Any]:
         """What the drafter was trained on and how, for its model card."""
-        arguments = {
-            name: value for name, value in self.args.to_dict().items() if not name.startswith(_NOT_OF_THE_TRAINING)
-        }
-        if arguments["target_model_init_kwargs"]:
-            arguments["target_model_init_kwargs"] = _without_token(arguments["target_model_init_kwargs"])
-        changed = {}
-        for option in fields(self.args):
-            if option.name in arguments and option.name != "accelerator_config":  # whose default is filled in
-                default = option.default_factory() if option.default is MISSING else option.default
-                value = arguments[option.name]
-                if value != default and (value or default is not None):
-                    changed[option.name] = value
         data = self.training_data if isinstance(self.training_data, Mapping) else {"name": self.training_data}
-        rows = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else None
+        rows = len(cast(Sized, self.train_dataset)) if hasattr(self.train_dataset, "__len__") else None
         record = {
             "data": {name: value for name, value in {**data, "rows": rows}.items() if value is not None},
             "steps": self.state.global_step,
             "epochs": self.state.epoch,
             "rows_per_step": self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
             "versions": {name: version(name) for name in ("transformers_jakiro", "transformers", "torch")},
-            "changed_arguments": changed,
-            "arguments": arguments,
+            "changed_arguments": self.args.record_of_changes(),
+            "arguments": self.args.record(),
         }
         return json.loads(json.dumps(record, default=str))
 
+    @property
+    def _output_dir(self) -> Path:
+        assert self.args.output_dir is not None  # TrainingArguments has set a default
+        return Path(self.args.output_dir)
+
     def create_model_card(
-        self, license: str | None = None, tags: str | list[str] | None = None, model_name: str | None = None
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
     ) -> None:
         """
         Writes the drafter's model card to `output_dir` ([`~transformers_jakiro.hub.publishing.drafter_card`]) and,
-        with `hub_remote_code`, the code. The card of an adapter is that of
-        [`~transformers.Trainer.create_model_card`].
+        with `hub_remote_code`, the code. The card of an adapter is made by
+        [`~transformers.Trainer.create_model_card`], to which the other arguments are passed.
 
         Args:
             license (`str`, *optional*): default: the target's.
-            tags (`str` or `list[str]`, *optional*): besides those of every drafter.
+            tags (`str` or `list[str]`, *optional*): added to the tags of every drafter.
             model_name (`str`, *optional*): default: the repository's.
         """
         if not self.is_world_process_zero():
             return
         tags = [tags] if isinstance(tags, str) else tags or []
-        folder = Path(self.args.output_dir)
+        folder = self._output_dir
         draft = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if isinstance(draft, PeftModel):
-            super().create_model_card(license=license, model_name=model_name)
+            super().create_model_card(
+                language=language,
+                license=license,
+                model_name=model_name,
+                finetuned_from=finetuned_from,
+                tasks=tasks,
+                dataset_tags=dataset_tags,
+                dataset=dataset,
+                dataset_args=dataset_args,
+            )
             card = ModelCard.load(folder / "README.md")
             card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *TAGS, *tags]))
             card.save(folder / "README.md")
@@ -558,13 +448,6 @@ class JakiroTrainer(Trainer):
             save_remote_code(folder)
 
 
-# names and beginnings of names of arguments that tell places and accounts
-_NOT_OF_THE_TRAINING = (
-    *("output_dir", "logging_dir", "run_name", "project", "trackio", "local_rank", "resume_from_checkpoint"),
-    *("hub_", "push_to_hub", "report_to", "disable_tqdm", "debug"),
-)
-
-
 class _DrafterCallback(TrainerCallback):
     def __init__(self, special_tokens: dict[str, Any]):
         self._special_tokens = special_tokens
@@ -574,58 +457,70 @@ class _DrafterCallback(TrainerCallback):
             setattr(model.config, name, value)
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        # here gradients are accumulated, reduced over the processes and unscaled (of a sharded drafter: its own part)
+        # gradients are now accumulated, reduced over the processes and unscaled (a sharded drafter has its own part)
         if args.max_grad_value > 0:
             nn.utils.clip_grad_value_(model.parameters(), args.max_grad_value)
 
 
 def feature_store(dataset: Any) -> FeatureDataset | None:
-    """The feature store that a dataset is, or is a part of."""
+    """The feature store that a dataset is, or is a subset of; None for other datasets."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     return dataset if isinstance(dataset, FeatureDataset) else None
 
 
-def load_target_model(name: str | Path, **kwargs: Any) -> PreTrainedModel:
-    """`AutoModelForCausalLM.from_pretrained`; the config remembers the commit on the Hub, for new drafters'."""
-    model = AutoModelForCausalLM.from_pretrained(name, **kwargs)
-    if not Path(name).exists():
-        options = {key: kwargs[key] for key in ("revision", "cache_dir", "subfolder") if key in kwargs}
-        file = cached_file(str(name), "config.json", local_files_only=True, **options)
-        model.config._commit_hash = extract_commit_hash(file, None)
-    return model
-
-
 def _load_target(
     target_model: PreTrainedModel | PeftModel | str | Path | None, args: JakiroTrainingArguments
-) -> Target:
+) -> PreTrainedModel:
     if target_model is None:
-        raise ValueError("`JakiroTrainer` needs the `target_model` that the drafter is to draft for.")
+        raise ValueError("`JakiroTrainer` needs the `target_model` that the drafter will draft for.")
     if is_deepspeed_zero3_enabled():
         raise ValueError(
             "DeepSpeed ZeRO stage 3 would shard the frozen target, whose embeddings and head the drafter uses. A "
             "drafter is small: use stage 2 (`examples/accelerate/deepspeed_zero2.yaml`)."
         )
     if isinstance(target_model, (str, Path)):
-        target_model = load_target_model(target_model, **{"dtype": "auto", **(args.target_model_init_kwargs or {})})
-    elif args.target_model_init_kwargs is not None:
+        return load_target_model(target_model, **{"dtype": "auto", **args.target_kwargs})
+    if args.target_model_init_kwargs is not None:
         raise ValueError("`target_model_init_kwargs` is for a `target_model` given by its name; this one is loaded.")
-    return Target(target_model)
+    return cast(PreTrainedModel, target_model)  # or a PEFT model, which acts as one
 
 
 def _load_drafter(
-    model: JakiroDraftModel | PeftModel | str | Path | None, target: Target, args: JakiroTrainingArguments
+    model: JakiroDraftModel | PeftModel | str | Path | None,
+    target_model: PreTrainedModel,
+    args: JakiroTrainingArguments,
 ) -> JakiroDraftModel | PeftModel:
     if model is None:
         set_seed(args.seed)
-        model = new_drafter(target)
-    elif isinstance(model, (str, Path)):
-        model = JakiroDraftModel.from_pretrained(model, dtype=torch.float32)
-    model.config.check_trainable()
-    target.check_fits(model.config)
-    target.feature_layers = tuple(model.config.feature_layers or ())
-    model.check_draft_vocabulary()
+        return new_drafter(target_model)
+    if isinstance(model, (str, Path)):
+        return JakiroDraftModel.from_pretrained(model, dtype=torch.float32)
     return model
 
 
-__all__ = ["JakiroTrainer", "JakiroTrainingArguments", "load_target_model"]
+def _fitting_target(target_model: PreTrainedModel, model: JakiroDraftModel | PeftModel) -> Target:
+    """The target as the drafter sees it. Raises `ValueError` if the drafter cannot be trained for it."""
+    drafter = cast(JakiroDraftModel, model)  # or a PEFT model, which acts as one
+    drafter.config.check_trainable()
+    target = Target.of(target_model, drafter)
+    target.check_fits(drafter.config)
+    drafter.check_draft_vocabulary()
+    return target
+
+
+def _add_adapter(model: JakiroDraftModel | PeftModel, peft_config: PeftConfig) -> PeftModel:
+    if isinstance(model, PeftModel):
+        raise ValueError("`model` has an adapter already: leave out `peft_config`, or merge the adapter first.")
+    return cast(PeftModel, get_peft_model(model, peft_config))
+
+
+def _check_publishing(model: JakiroDraftModel | PeftModel, args: JakiroTrainingArguments) -> None:
+    if isinstance(model, PeftModel):
+        if args.hub_remote_code:
+            raise ValueError("`hub_remote_code` is for whole drafters, not for adapters: leave it out, or merge.")
+    elif args.push_to_hub:
+        check_target_name(model.config)
+
+
+__all__ = ["JakiroTrainer", "feature_store"]
