@@ -1,18 +1,19 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """
-Measures what a drafter gives, and writes `docs/results.md`, its plots, and the figures of the README, all from the
-JSON files of `jakiro tune` and `jakiro bench`.
+Measures how much faster a drafter is, and writes `docs/results.md`, its plots, and the figures of the README. All
+figures come from the JSON files of `jakiro tune` and `jakiro bench`.
 
     python docs/results.py PROMPTS.jsonl ... --target T --draft D --control D2 --name "what to call T"
 
-For the target as it is, and for the same target deepened to 32 layers, `jakiro tune` finds the drafter's tree on the
-prompts that ship, into a copy of the drafter (for the target as it is, trees for batches too), and `jakiro bench` lets
-that drafter and all else that can run answer PROMPTS. Each command is a process of its own. Stopped and run again, it
-goes on. Without `--target` and `--draft` only the page is written anew, from the JSON files in `docs/results`.
+There are two settings: the target as it is, and the same target deepened to 32 layers. In each, `jakiro tune` finds
+the drafter's tree on the prompts that ship, and writes it to a copy of the drafter. For the target as it is, it also
+finds trees for batches. Then `jakiro bench` lets that drafter and all other methods that can run answer PROMPTS. Each
+command runs in its own process. If the script is stopped, run it again to go on. Without `--target` and `--draft` it
+only rewrites the page, from the JSON files in `docs/results`.
 
-Hardware: any, but nothing else should run on it. Time: with the defaults and seven tasks that of about a thousand
-answers of 64 tokens.
+Hardware: any, but nothing else should run on it. Time: with the defaults and seven tasks, as long as about a thousand
+answers of 64 tokens take.
 """
 
 import argparse
@@ -26,17 +27,18 @@ from pathlib import Path
 from typing import Any
 
 from transformers_jakiro.files import write_json, write_text
-from transformers_jakiro.measuring.benchmark import PUBLISHED
-from transformers_jakiro.measuring.report import NOTES, conditions, draw_plots, markdown_table, markdown_tables
-from transformers_jakiro.measuring.tune import Shape
+from transformers_jakiro.measuring.methods import PUBLISHED
+from transformers_jakiro.measuring.plots import draw_plots
+from transformers_jakiro.measuring.report import NOTES, conditions, markdown_table, markdown_tables
+from transformers_jakiro.measuring.tree_fields import TreeFields
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = ("target", "deepened")
 METHODS = ("plain", "static", "jakiro", "jakiro_static", "published", "adaptive", "chain", "prompt_lookup")
-OURS = ("plain", "jakiro", "published")  # between which the headline compares
+OURS = ("plain", "jakiro", "published")  # the headline compares these
 TUNE_TOKENS = 48  # at most, per prompt
-BATCH_SIZES = ("1", "4", "16")  # that trees are sought for, for the target as it is
-MOST_BYTES = 300_000  # of a JSON file; beyond that the single answers are left out
+BATCH_SIZES = ("1", "4", "16")  # to find trees for, with the target as it is
+MOST_BYTES = 300_000  # larger JSON files lose their single answers
 START, END = "<!-- figures: written by docs/results.py -->", "<!-- end of figures -->"
 
 
@@ -44,9 +46,10 @@ START, END = "<!-- figures: written by docs/results.py -->", "<!-- end of figure
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments of the command line, or an error if they do not fit together."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("files", metavar="FILE", nargs="*", help="prompts, as for `jakiro bench` (those that ship)")
-    parser.add_argument("--target", metavar="T", help="folder or Hub id; without, only the page is written anew")
+    parser.add_argument("--target", metavar="T", help="folder or Hub id; without it, only the page is rewritten")
     parser.add_argument("--draft", metavar="D", help="folder or Hub id; never changed")
     parser.add_argument("--control", metavar="D2", help="another drafter, for the method eagle2")
     parser.add_argument("--name", help="what to call the target on the page (its folder's name)")
@@ -61,7 +64,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--root", type=Path, default=ROOT, metavar="DIR", help="where README.md and docs are (here)")
     args = parser.parse_args(argv)
     if (args.target is None) != (args.draft is None):
-        parser.error("`--target` and `--draft` go together: give both to measure, or none to write the page anew.")
+        parser.error("`--target` and `--draft` go together: give both to measure, or neither to rewrite the page.")
     return args
 
 
@@ -87,22 +90,22 @@ def stages(args: argparse.Namespace) -> dict[str, list[str]]:
 
 
 def jakiro(arguments: Sequence[str]) -> int:
-    """Runs a `jakiro` command in a process of its own. Returns its exit code."""
+    """Runs a `jakiro` command in its own process. Returns its exit code."""
     return subprocess.run([sys.executable, "-m", "jakiro_cli", *arguments], check=False).returncode
 
 
 def measure(commands: dict[str, list[str]], work: Path) -> None:
     """
-    Runs the commands whose JSON files are not there yet.
+    Runs the commands whose JSON files are missing.
 
     Raises:
-        SystemExit: if the folder holds what other commands measured, and with the code of a command that fails.
+        SystemExit: if the folder holds results of other commands, or, with its exit code, if a command fails.
     """
     journal = work / "commands.json"
     work.mkdir(parents=True, exist_ok=True)
     if journal.exists() and json.loads(journal.read_text(encoding="utf-8")) != commands:
         raise SystemExit(
-            f"{work} holds what was measured with other arguments, see {journal}. Repeat those to go on, or choose "
+            f"{work} holds results measured with other arguments, see {journal}. Repeat those to go on, or choose "
             "another `--work`."
         )
     write_json(journal, commands)
@@ -119,8 +122,7 @@ def measure(commands: dict[str, list[str]], work: Path) -> None:
 
 def publish(work: Path, folder: Path, names: dict[str, str]) -> None:
     """
-    Copies the JSON files to `folder`, with `names` in place of paths, and without single answers where the file would
-    be large.
+    Copies the JSON files to `folder`. `names` replace the paths in them, and large files lose their single answers.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for setting in SETTINGS:
@@ -138,7 +140,7 @@ def publish(work: Path, folder: Path, names: dict[str, str]) -> None:
 
 
 def _renamed(value: Any, names: dict[str, str]) -> Any:
-    """Replaces paths: those in `names`, and the folders of absolute ones."""
+    """Replaces the paths in `names`, and cuts other absolute paths to their last part."""
     if isinstance(value, dict):
         return {key: _renamed(item, names) for key, item in value.items()}
     if isinstance(value, list):
@@ -152,7 +154,7 @@ def _renamed(value: Any, names: dict[str, str]) -> Any:
 
 
 class Result:
-    """What was measured in one setting, from the JSON files of `folder`."""
+    """The results of one setting, from the JSON files in `folder`."""
 
     def __init__(self, folder: Path, setting: str):
         self.setting = setting
@@ -166,11 +168,11 @@ class Result:
 
     @property
     def tree(self) -> str:
-        """The tree that was found to be the fastest."""
-        return str(Shape(**self.tuning["best"]))
+        """The fastest tree."""
+        return str(TreeFields(**self.tuning["best"]))
 
     def means(self, temperature: float) -> dict[str, dict[str, Any]]:
-        """The means of the tasks by method."""
+        """By method, the row with the means of the tasks."""
         rows = self.payload["summary"]
         return {r["method"]: r for r in rows if r["task"] == "mean" and r["temperature"] == temperature}
 
@@ -203,12 +205,12 @@ def read(folder: Path) -> list[Result]:
 
 
 def paragraph(text: str) -> str:
-    """Text in lines of the usual length."""
+    """Breaks a text into lines of the usual length."""
     return textwrap.fill(text, width=119, break_long_words=False, break_on_hyphens=False)
 
 
 def overview(results: Sequence[Result]) -> str:
-    """A row per setting and temperature: the tuned tree against all others."""
+    """A row for each setting and temperature: the tuned tree against all others."""
     columns = ["target", "T", "tokens/forward", "tokens/s", "speed-up", "ceiling", "reached", "published tree"]
     columns += ["tuned / published", "best other method"]
     rows = []
@@ -234,7 +236,7 @@ def overview(results: Sequence[Result]) -> str:
 
 
 def tuning_table(tuning: dict[str, Any]) -> str:
-    """The trees that `jakiro tune` let answer, the fastest first."""
+    """The trees that `jakiro tune` measured, the fastest first."""
     measured = tuning["measured"]
     plain, published = (
         next(row["tokens_per_second"] for row in measured if row["tree"] == tree) for tree in (None, PUBLISHED)
@@ -244,7 +246,7 @@ def tuning_table(tuning: dict[str, Any]) -> str:
         speed, predicted = row["tokens_per_second"], row["predicted_tokens_per_second"]
         rows.append(
             [
-                "plain `generate`" if row["tree"] is None else str(Shape(**row["tree"])),
+                "plain `generate`" if row["tree"] is None else str(TreeFields(**row["tree"])),
                 f"{speed:.1f}",
                 f"{speed / plain:.2f}",
                 f"{speed / published:.2f}",
@@ -257,7 +259,7 @@ def tuning_table(tuning: dict[str, Any]) -> str:
 
 
 def command(results: Sequence[Result]) -> str:
-    """The command line that measured all, with letters in place of paths."""
+    """The command line that measured everything, with letters in place of paths."""
     made, deepened = results[0].arguments, results[1].arguments["deepen"]
     parts = ["python docs/results.py", *(["PROMPTS.jsonl ..."] if made["files"] else []), "--target T --draft D"]
     parts += ["--control D2"] if made["control"] else []
@@ -269,7 +271,7 @@ def command(results: Sequence[Result]) -> str:
 
 
 def section(result: Result, plots: dict[str, Path], page: Path) -> list[str]:
-    """All about one setting."""
+    """The section about one setting, in lines."""
     lines = [f"## {result.name}", ""]
     if result.arguments["deepen"] is not None:
         lines += [
@@ -286,8 +288,8 @@ def section(result: Result, plots: dict[str, Path], page: Path) -> list[str]:
     lines += [paragraph(found), "", tuning_table(result.tuning), ""]
     for tuning in result.tuning["batches"]:
         found = (
-            f"In batches of {tuning['batch_size']}: {Shape(**tuning['best'])}. Tokens of all rows per second, with "
-            "the time of the prompts, which predictions leave out:"
+            f"In batches of {tuning['batch_size']}: {TreeFields(**tuning['best'])}. Tokens of all rows per second, "
+            "with the time of the prompts, which predictions leave out:"
         )
         lines += [paragraph(found), "", tuning_table(tuning), ""]
     lines += [paragraph(f"Measured on {conditions(result.payload)}"), ""]
@@ -353,7 +355,7 @@ def write_page(page: Path, results: Sequence[Result], folder: Path) -> None:
 
 
 def headline(results: Sequence[Result]) -> str:
-    """The figures of the README."""
+    """The figures for the README, as Markdown."""
     columns = ["target", "tree", "T", "tokens per target forward", "speed over plain `generate`"]
     columns += ["over the published tree"]
     rows = []
@@ -393,6 +395,7 @@ def replace_figures(text: str, figures: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Measures if a target is given, then writes the page and the figures of the README."""
     args = parse(argv)
     docs, readme = args.root / "docs", args.root / "README.md"
     folder = docs / "results"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..core.batch import JakiroGenerateOutput
+from ..core.outputs import JakiroGenerateOutput
 
 
 def tokens_per_forward(accept_lengths: Sequence[int]) -> float:
@@ -29,9 +29,9 @@ def sampling_options(temperature: float) -> dict[str, Any]:
 
 
 def accept_lengths(
-    target: PreTrainedModel,
+    target: Any,
     draft: PreTrainedModel,
-    input_ids: torch.LongTensor,
+    input_ids: torch.Tensor,
     temperature: float,
     max_new_tokens: int,
 ) -> list[int]:
@@ -50,6 +50,7 @@ def accept_lengths(
         **sampling_options(temperature),
     )
     assert isinstance(output, JakiroGenerateOutput)
+    assert output.accept_lengths is not None
     return output.accept_lengths[0]
 
 

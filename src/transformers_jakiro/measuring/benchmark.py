@@ -15,9 +15,8 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,18 +33,18 @@ from transformers import (
 )
 
 from ..conversations import encode_conversation
-from ..core import compat
-from ..core.batch import Batch
+from ..core.outputs import collect_statistics
 from ..core.tree import TreeShape
+from . import report
 from .acceptance import sampling_options
 from .deepened import deepen as insert_layers
 from .journal import Journal
+from .methods import Method, make_methods
 from .profiling import (
     TIMED_METHODS,
     BatchRecorder,
     ForwardTimer,
     StepRecorder,
-    calls_of,
     context_growth,
     parts_of,
     peak_memory,
@@ -58,155 +57,7 @@ from .summary import Profile, PromptRecord, Run, add_rounding, summarize
 if TYPE_CHECKING:
     from rich.console import Console
 
-METHODS = {
-    "plain": "plain `generate`",
-    "static": "plain `generate` with a static cache and `torch.compile`",
-    "jakiro": "trees of the drafter",
-    "jakiro_static": "trees of the drafter, with a static cache and `torch.compile`",
-    "published": "trees of the same drafter, in the published shape (7 levels, 10 wide)",
-    "adaptive": "trees of the drafter, sized while generating",
-    "chain": "chains of the same drafter",
-    "eagle2": "trees of the control drafter, in the shape of the drafter's",
-    "prompt_lookup": "transformers' prompt lookup, 10 tokens",
-    "prompt_lookup_static": "transformers' prompt lookup, 10 tokens, with a static cache and `torch.compile`",
-    "assistant": "transformers' assisted generation with a small model",
-    "assistant_static": "transformers' assisted generation with a small model, a static cache and `torch.compile`",
-    "early_exit": "transformers' assisted generation with the target's own lower layers",
-    "mtp": "transformers' multi-token prediction with the target's own layers for it",
-}
-PUBLISHED = {"tree_depth": 7, "tree_top_k": 10, "tree_width": 10, "num_draft_tokens": 59}
 _WARM_UP_TOKENS = 32
-
-
-@dataclass(frozen=True)
-class Method:
-    """
-    A way to generate.
-
-    Args:
-        options: arguments of `generate`.
-        draft ([`JakiroDraftModel`], *optional*): the drafter, also among the options.
-        tree: fields of the drafter's config while this method runs.
-        modules: whose forwards to time in profiled runs: `target`, `draft`, `head`; None where hooks would change what
-            is run, or could not tell the two apart.
-    """
-
-    name: str
-    description: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    draft: PreTrainedModel | None = None
-    tree: Mapping[str, Any] = field(default_factory=dict)
-    modules: Mapping[str, torch.nn.Module] | None = None
-
-    @contextmanager
-    def ready(self) -> Iterator[None]:
-        """Sets the fields of the drafter's config, and takes them back."""
-        before = {name: getattr(self.draft.config, name) for name in self.tree}
-        try:
-            for name, value in self.tree.items():
-                setattr(self.draft.config, name, value)
-            yield
-        finally:
-            for name, value in before.items():
-                setattr(self.draft.config, name, value)
-
-
-def make_methods(
-    target: PreTrainedModel,
-    draft: PreTrainedModel,
-    names: Sequence[str] | None = None,
-    control: PreTrainedModel | None = None,
-    assistant: PreTrainedModel | None = None,
-    early_exit: int | None = None,
-    num_assistant_tokens: Sequence[int] = (),
-) -> list[Method]:
-    """
-    The methods to compare, plain `generate` always the first.
-
-    Args:
-        names: of [`METHODS`]; default: `plain`, `jakiro`, `chain`, `prompt_lookup`, and of `eagle2`, `assistant` and
-            `early_exit` those whose model is given.
-        control: another drafter, with trees of the same shape: `eagle2`.
-        assistant: a small causal language model with the same tokenizer: `assistant`.
-        early_exit: layers of the target to draft with: `early_exit`.
-        num_assistant_tokens: nodes per tree; default: the drafter's. With several, `jakiro` and `eagle2` run once
-            with each, as `jakiro-8` and so on.
-
-    Raises:
-        ValueError: for unknown names, and for methods whose model is not given.
-    """
-    needs = {
-        "eagle2": ("--control", control),
-        "assistant": ("--assistant", assistant),
-        "assistant_static": ("--assistant", assistant),
-        "early_exit": ("--assistant-early-exit", early_exit),
-    }
-    if names is None:
-        chosen = ["plain", "jakiro", "chain", "prompt_lookup"]
-        chosen += [name for name in ("eagle2", "assistant", "early_exit") if needs[name][1] is not None]
-    else:
-        chosen = list(dict.fromkeys(("plain", *names)))
-    unknown = [name for name in chosen if name not in METHODS]
-    if unknown:
-        raise ValueError(f"`--methods` must be of {[*METHODS]}, got {unknown}.")
-    for name in chosen:
-        option, model = needs.get(name, ("", name))
-        if model is None:
-            raise ValueError(f"The method `{name}` needs `{option}`. Give it, or leave the method out.")
-    sizes = list(dict.fromkeys(num_assistant_tokens))
-    head = target.get_output_embeddings()
-    compiled = {"cache_implementation": "static", "compile_config": compat.compile_everywhere()}
-
-    def drafted(name: str, drafter: PreTrainedModel, nodes: int | None, **tree: Any) -> Method:
-        kwargs: dict[str, Any] = {"assistant_model": drafter}
-        if nodes is not None:
-            kwargs["num_assistant_tokens"] = nodes
-        description = METHODS[name.partition("-")[0]] + (f", {nodes} nodes" if nodes is not None else "")
-        return Method(name, description, kwargs, drafter, tree, {"target": target, "draft": drafter, "head": head})
-
-    methods = []
-    for name in chosen:
-        text = METHODS[name]
-        if name == "plain":
-            methods.append(Method(name, text, {}, modules={"target": target}))
-        elif name == "static":
-            methods.append(Method(name, text, compiled))
-        elif name == "jakiro_static":
-            method = drafted(name, draft, sizes[0] if sizes else None)
-            methods.append(replace(method, options={**method.options, **compiled}, modules=None))
-        elif name in ("jakiro", "eagle2"):
-            drafter, tree = draft, {}
-            if name == "eagle2":
-                drafter, tree = control, {field: getattr(draft.config, field) for field in (*PUBLISHED, "batch_trees")}
-                tree["static_tree"] = None
-            several = len(sizes) > 1
-            methods += [
-                drafted(f"{name}-{nodes}" if several else name, drafter, nodes, **tree) for nodes in sizes or [None]
-            ]
-        elif name == "published":
-            tree = {**PUBLISHED, "static_tree": None, "batch_trees": None}
-            methods.append(drafted(name, draft, PUBLISHED["num_draft_tokens"], **tree))
-        elif name == "adaptive":
-            method = drafted(name, draft, sizes[0] if sizes else None)
-            schedule = {"num_assistant_tokens_schedule": "heuristic"}
-            methods.append(replace(method, options={**method.options, **schedule}))
-        elif name == "chain":
-            tree = {"static_tree": None, "batch_trees": None, "tree_top_k": 1, "tree_width": None}
-            methods.append(drafted(name, draft, draft.config.tree_depth, **tree))
-        elif name == "prompt_lookup":
-            methods.append(Method(name, text, {"prompt_lookup_num_tokens": 10}, modules={"target": target}))
-        elif name == "prompt_lookup_static":
-            methods.append(Method(name, text, {"prompt_lookup_num_tokens": 10, **compiled}))
-        elif name == "assistant_static":
-            methods.append(Method(name, text, {"assistant_model": assistant, **compiled}))
-        elif name == "assistant":
-            modules = {"target": target, "draft": assistant}
-            methods.append(Method(name, text, {"assistant_model": assistant}, modules=modules))
-        elif name == "early_exit":
-            methods.append(Method(name, f"{text}: {early_exit}", {"assistant_early_exit": early_exit}))
-        else:
-            methods.append(Method(name, text, {"use_mtp": True}))
-    return methods
 
 
 def _turns(prompts: Sequence[Prompt]) -> list[tuple[str, ...]]:
@@ -242,7 +93,7 @@ class Benchmark:
         self.target, self.draft, self.tokenizer = target.eval(), draft.eval(), tokenizer
         self.max_new_tokens = max_new_tokens
         self.methods = list(methods or make_methods(target, draft, ("plain", "jakiro")))
-        self._device = target.get_input_embeddings().weight.device
+        self._device: Any = target.get_input_embeddings().weight.device
 
     def encode(self, messages: str | Sequence[Mapping[str, str]]) -> dict[str, torch.Tensor]:
         """
@@ -350,7 +201,7 @@ class Benchmark:
             if profile:
                 record.profiles += [self._profile(method, turn, inputs, temperature, seed) for method in self.methods]
             for messages, row, length in zip(conversations, plain, lengths, strict=True):
-                answer = self.tokenizer.decode(row[length:], skip_special_tokens=True)
+                answer: Any = self.tokenizer.decode(row[length:], skip_special_tokens=True)
                 messages.append({"role": "assistant", "content": answer})
         return record
 
@@ -358,7 +209,8 @@ class Benchmark:
         set_seed(seed)
         synchronize(self._device)
         start = time.perf_counter()
-        output = self.target.generate(
+        generate: Any = self.target.generate
+        output = generate(
             **inputs, **sampling_options(temperature), **method.options, max_new_tokens=self.max_new_tokens, **kwargs
         )
         synchronize(self._device)
@@ -366,7 +218,7 @@ class Benchmark:
 
     def answer(
         self, method: Method, turn: int, inputs: Mapping[str, torch.Tensor], temperature: float = 0.0, seed: int = 0
-    ) -> tuple[Run, list[torch.LongTensor]]:
+    ) -> tuple[Run, list[torch.Tensor]]:
         """
         Lets one method answer one turn, without timers inside.
 
@@ -378,15 +230,15 @@ class Benchmark:
             What was measured, and each row's prompt and answer without padding.
         """
         # with `return_dict_in_generate`, which tells what was accepted, ended rows would stay in the batch
-        with method.ready(), calls_of(Batch, "result") as drafted:
+        with method.ready(), collect_statistics() as drafted:
             seconds, output = self._generate(method, inputs, temperature, seed)
         rows = trim_rows(output, inputs["attention_mask"], self.target.generation_config.eos_token_id)
         prompt_tokens = int(inputs["attention_mask"].sum())
         new_tokens = sum(map(len, rows)) - prompt_tokens
         run = Run(method.name, turn, prompt_tokens, new_tokens, seconds, identical=1.0)
-        for _, batch in drafted:
-            run.accept_lengths = [length for lengths in batch.accept_lengths for length in lengths]
-            run.num_drafted_tokens = batch.num_drafted_tokens
+        for statistics in drafted:
+            run.accept_lengths = [length for lengths in statistics.accept_lengths for length in lengths]
+            run.num_drafted_tokens = statistics.num_drafted_tokens
         return run, rows
 
     def _profile(
@@ -400,7 +252,7 @@ class Benchmark:
             prefill.update(time=time.perf_counter(), seconds=dict(timer.seconds))
 
         reset_peak_memory(self._device)
-        with method.ready(), timer.running(), calls_of(Batch, "result") as drafted:
+        with method.ready(), timer.running(), collect_statistics() as drafted:
             shape = None
             if method.draft is not None:
                 shape = TreeShape.from_config(method.draft.config, method.options.get("num_assistant_tokens"))
@@ -413,7 +265,7 @@ class Benchmark:
         in_prefill, *later = recorder.num_tokens
         accept_lengths = [tokens - 1 for tokens in later]
         if is_batch and drafted:
-            accept_lengths = max(drafted[0][1].accept_lengths, key=len)
+            accept_lengths = max(drafted[0].accept_lengths, key=len)
         return Profile(
             method=method.name,
             turn=turn,
@@ -428,8 +280,8 @@ class Benchmark:
 
 
 def trim_rows(
-    sequences: torch.LongTensor, attention_mask: torch.LongTensor, end_tokens: int | Sequence[int] | None
-) -> list[torch.LongTensor]:
+    sequences: torch.Tensor, attention_mask: torch.Tensor, end_tokens: int | Sequence[int] | None
+) -> list[torch.Tensor]:
     """
     The rows `[B, T + new]` of a batch without padding: before the prompt by its mask `[B, T]`, and behind the first
     end token of the answer.
@@ -444,7 +296,7 @@ def trim_rows(
 
 
 @torch.no_grad()
-def rounding_report(target: PreTrainedModel, sequences: torch.LongTensor, prompt_length: int) -> dict[str, float]:
+def rounding_report(target: PreTrainedModel, sequences: torch.Tensor, prompt_length: int) -> dict[str, float]:
     """
     Teacher-forces a greedy output through the target: how many of its tokens are not the argmax of the target's own
     forward, and by how much the worst of them falls short.
@@ -500,97 +352,132 @@ def _processor() -> str:
     return platform.processor()
 
 
-def run_bench(
-    files: Sequence[str],
-    target: str,
-    draft: str,
-    temperature: Sequence[float] = (0.0,),
-    tasks: Sequence[str] | None = None,
-    limit: int | None = None,
-    max_new_tokens: int = 200,
-    methods: Sequence[str] | None = None,
-    control: str | None = None,
-    assistant: str | None = None,
-    assistant_early_exit: int | None = None,
-    num_assistant_tokens: Sequence[int] | None = None,
-    batch_size: int = 1,
-    profile: int = 1,
-    deepen: int | None = None,
-    dtype: str = "bfloat16",
-    output: str | None = None,
-    context: Sequence[int] | None = None,
-    console: "Console | None" = None,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class BenchOptions:
     """
-    The `jakiro bench` command: lets all methods answer the prompts at all temperatures, prints tables and writes a
-    report. Stopped and run again with the same arguments, it goes on.
+    What a benchmark measures. The fields are the record of a run: one that was stopped only goes on with the same.
 
     Args:
-        files: prompts ([`~transformers_jakiro.measuring.prompts.read_prompts`]); default: those that
-            ship, or none where only `context` is asked for.
+        files: prompts ([`~transformers_jakiro.measuring.prompts.read_prompts`]); default: those that ship, or none
+            where only `context` is asked for.
         target, draft, control, assistant: folders or Hub ids.
         temperature: 0 is greedy.
         tasks, limit: which tasks, and how many prompts of each.
-        methods, assistant_early_exit, num_assistant_tokens: see [`make_methods`].
+        max_new_tokens: of an answer.
+        methods, assistant_early_exit, num_assistant_tokens: see
+            [`~transformers_jakiro.measuring.methods.make_methods`].
         batch_size: prompts of a task that are answered at a time, of conversations the first turns. Prompts that do
             not fill a batch are left out, and so are methods that take one at a time.
         profile: prompts (or batches) of each task to run again with timers.
         deepen: layers to give the target by inserting identity layers
             ([`~transformers_jakiro.measuring.deepened.deepen`]).
-        output: folder for the report.
+        dtype: of all models.
         context: lengths at which to measure a step's time, too.
+    """
+
+    files: Sequence[str]
+    target: str
+    draft: str
+    temperature: Sequence[float] = (0.0,)
+    tasks: Sequence[str] | None = None
+    limit: int | None = None
+    max_new_tokens: int = 200
+    methods: Sequence[str] | None = None
+    control: str | None = None
+    assistant: str | None = None
+    assistant_early_exit: int | None = None
+    num_assistant_tokens: Sequence[int] | None = None
+    batch_size: int = 1
+    profile: int = 1
+    deepen: int | None = None
+    dtype: str = "bfloat16"
+    context: Sequence[int] | None = None
+
+    def record(self) -> dict[str, Any]:
+        """The options by name, as they were given."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+
+def run_bench(options: BenchOptions, output: str | None = None, console: "Console | None" = None) -> dict[str, Any]:
+    """
+    The `jakiro bench` command: lets all methods answer the prompts at all temperatures, prints tables and writes a
+    report. Stopped and run again with the same options, it goes on.
+
+    Args:
+        options ([`BenchOptions`]): what to measure.
+        output (`str`, *optional*): folder for the report.
+        console (`rich.console.Console`, *optional*): where to print.
 
     Returns:
-        What `results.json` holds; see `bench/results.schema.json`.
+        What `results.json` holds; see `results.schema.json`.
 
     Raises:
-        ValueError: if the models, prompts or methods do not fit, or `output` holds results of other arguments.
+        ValueError: if the models, prompts or methods do not fit, or `output` holds results of other options.
     """
-    arguments = {name: value for name, value in locals().items() if name not in ("console", "output")}
     from rich.console import Console
-    from rich.markup import escape
 
-    from . import report
-
-    if profile < 0:
-        raise ValueError(f"`--profile` must be at least 0, got {profile}.")
+    if options.profile < 0:
+        raise ValueError(f"`--profile` must be at least 0, got {options.profile}.")
     console = console or Console()
     if not console.is_terminal:
         console.width = 150  # a file has room for the whole table
-    prompts = gather_prompts(files, tasks, limit) if files or not context else []
-    batches, left_out = in_batches(prompts, batch_size)
-    folder = None if output is None else Path(output)
-    if folder is not None:
-        if folder.is_file():
-            raise ValueError(f"`--output` must be a folder, {folder} is a file. Choose another name.")
-        folder.mkdir(parents=True, exist_ok=True)
-    conditions = provenance(**arguments)
+    prompts = (
+        gather_prompts(options.files, options.tasks, options.limit) if options.files or not options.context else []
+    )
+    batches, left_out = in_batches(prompts, options.batch_size)
+    folder = None if output is None else _folder(output)
+    conditions = provenance(**options.record())
     journal = Journal(None if folder is None else folder / "runs.jsonl", conditions)
-
-    models = {"control": control, "assistant": assistant, "assistant_early_exit": assistant_early_exit}
     benchmark, label = load_benchmark(
-        target,
-        draft,
-        dtype,
-        max_new_tokens,
-        methods=methods,
-        num_assistant_tokens=num_assistant_tokens,
-        deepen=deepen,
-        **models,
+        options.target,
+        options.draft,
+        options.dtype,
+        options.max_new_tokens,
+        methods=options.methods,
+        control=options.control,
+        assistant=options.assistant,
+        assistant_early_exit=options.assistant_early_exit,
+        num_assistant_tokens=options.num_assistant_tokens,
+        deepen=options.deepen,
     )
     known = [{"name": method.name, "description": method.description} for method in benchmark.methods]
-    jobs = [(value, batch) for value in temperature for batch in batches]
+    jobs = [(value, batch) for value in options.temperature for batch in batches]
     try:
-        _run_jobs(benchmark, journal, jobs, profile, console)
+        _run_jobs(benchmark, journal, jobs, options.profile, console)
     except KeyboardInterrupt:
         console.print(f"Stopped after {len(journal.records)} of {len(jobs)} answers.", end=" ")
         if folder is not None:
             console.print("Run the same command again to go on.", end="")
         console.print()
         raise SystemExit(130) from None
+    payload = _payload(benchmark, journal, jobs, known, label, conditions, options.context)
+    _print_results(payload, left_out, console)
+    if folder is not None:
+        _save(folder, payload, console)
+    return payload
+
+
+def _folder(output: str) -> Path:
+    folder = Path(output)
+    if folder.is_file():
+        raise ValueError(f"`--output` must be a folder, {folder} is a file. Choose another name.")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _payload(
+    benchmark: "Benchmark",
+    journal: Journal,
+    jobs: Sequence[tuple[float, Sequence[Prompt]]],
+    methods: Sequence[Mapping[str, Any]],
+    label: str,
+    conditions: Mapping[str, Any],
+    context: Sequence[int] | None,
+) -> dict[str, Any]:
+    """What `results.json` holds of finished jobs."""
     records = [journal.records[(value, *_key(batch))] for value, batch in jobs]
     skipped = journal.skipped or {}
-    payload = {
+    return {
         "schema_version": report.SCHEMA_VERSION,
         "label": label,
         "provenance": {
@@ -598,29 +485,39 @@ def run_bench(
             "target_config": _config(benchmark.target),
             "draft_config": _config(benchmark.draft),
         },
-        "methods": [{**method, "skipped": skipped.get(method["name"])} for method in known],
+        "methods": [{**method, "skipped": skipped.get(method["name"])} for method in methods],
         "summary": summarize(records),
         "context": context_growth(benchmark.target, benchmark.draft, context) if context else [],
         "records": [asdict(record) for record in records],
     }
-    console.print(f"[bold]{escape(label)}[/bold]", soft_wrap=True)
+
+
+def _print_results(payload: dict[str, Any], left_out: Sequence[Prompt], console: "Console") -> None:
+    from rich.markup import escape
+
+    console.print(f"[bold]{escape(payload['label'])}[/bold]", soft_wrap=True)
     for table in report.tables(payload):
         console.print(table)
     console.print(escape(report.conditions(payload)), soft_wrap=True)
-    for name, reason in skipped.items():
-        console.print(f"[bold]{name}[/bold] {report.cannot_run(payload)}: {escape(reason)}", soft_wrap=True)
+    for method in payload["methods"]:
+        if method["skipped"] is not None:
+            text = f"[bold]{method['name']}[/bold] {report.cannot_run(payload)}: {escape(method['skipped'])}"
+            console.print(text, soft_wrap=True)
     if left_out:
         names = ", ".join(f"{prompt.task} {prompt.id}" for prompt in left_out)
-        console.print(f"Left out, as they fill no batch of {batch_size}: {escape(names)}", soft_wrap=True)
-    if folder is not None:
-        missing = report.write_report(folder, payload)
-        console.print(
-            f"Saved {escape(str(folder / 'results.json'))}, results.md, results.html"
-            + ("" if missing else " and plots")
-        )
-        if missing:
-            console.print(missing, soft_wrap=True)
-    return payload
+        size = payload["provenance"]["arguments"]["batch_size"]
+        console.print(f"Left out, as they fill no batch of {size}: {escape(names)}", soft_wrap=True)
+
+
+def _save(folder: Path, payload: dict[str, Any], console: "Console") -> None:
+    from rich.markup import escape
+
+    missing = report.write_report(folder, payload)
+    console.print(
+        f"Saved {escape(str(folder / 'results.json'))}, results.md, results.html" + ("" if missing else " and plots")
+    )
+    if missing:
+        console.print(missing, soft_wrap=True)
 
 
 def load_benchmark(
@@ -635,7 +532,7 @@ def load_benchmark(
     num_assistant_tokens: Sequence[int] | None = None,
     deepen: int | None = None,
 ) -> tuple[Benchmark, str]:
-    """Loads models, on the accelerator if there is one. Arguments as of [`run_bench`]. Returns their name, too."""
+    """Loads models, on the accelerator if there is one. Arguments as of [`BenchOptions`]. Returns their name, too."""
     where = {"device_map": "auto"} if torch.accelerator.is_available() else {}
     target_model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype, **where).eval()
     device = target_model.get_output_embeddings().weight.device
@@ -643,7 +540,8 @@ def load_benchmark(
     def load(path: str | None, auto: Any) -> PreTrainedModel | None:
         return None if path is None else auto.from_pretrained(path, dtype=target_model.dtype).to(device).eval()
 
-    draft_model, control_model = load(draft, AutoModel), load(control, AutoModel)
+    draft_model: Any = load(draft, AutoModel)
+    control_model: Any = load(control, AutoModel)
     label = f"{target} with {draft}, {dtype}"
     if deepen is not None:
         positions = insert_layers(target_model, deepen)
@@ -708,12 +606,9 @@ def _config(model: PreTrainedModel) -> dict[str, Any]:
 
 
 __all__ = [
-    "METHODS",
-    "PUBLISHED",
+    "BenchOptions",
     "Benchmark",
-    "Method",
     "load_benchmark",
-    "make_methods",
     "provenance",
     "rounding_report",
     "run_bench",

@@ -9,6 +9,7 @@ nothing to the residual stream but the time they take.
 """
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -48,20 +49,22 @@ def deepen(target: PreTrainedModel, num_layers: int) -> list[int]:
             f"`mlp.down_proj`; those of {name} have not. Leave out `--deepen`."
         )
     num_real = len(layers)
+    device: Any = target.get_input_embeddings().weight.device
     if num_layers < num_real:
         raise ValueError(f"`--deepen` must be at least the target's {num_real} layers, got {num_layers}.")
-    tokens = torch.arange(8, device=target.get_input_embeddings().weight.device)[None] % config.vocab_size
+    tokens = torch.arange(8, device=device)[None] % config.vocab_size
     before = target(tokens).logits
     positions = layer_positions(num_real, num_layers)
     sources = [sum(position <= index for position in positions) - 1 for index in range(num_layers)]
     deepened = []
     for index, source in enumerate(sources):
-        layer = layers[source]
+        layer: Any = layers[source]
         if index not in positions:
             layer = copy.deepcopy(layer)
             for projection in _outputs(layer):
                 for parameter in projection.parameters():
                     parameter.zero_()
+        module: Any
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
                 module.layer_idx = index
@@ -80,7 +83,7 @@ def deepen(target: PreTrainedModel, num_layers: int) -> list[int]:
 
 def _outputs(layer: nn.Module) -> list[nn.Module]:
     """A layer's projections into the residual stream, or none if it is no Llama-like layer."""
-    found = [
+    found: list[Any] = [
         getattr(getattr(layer, block, None), projection, None)
         for block, projection in (("self_attn", "o_proj"), ("mlp", "down_proj"))
     ]

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..core.batch import Batch
-from ..core.candidate_generator import JakiroCandidateGenerator
+from ..core.choosing import TokenChooser
+from ..core.jakiro_drafter import JakiroDrafter
 from ..core.target import DraftHead
 from ..core.tree import DraftTree, TreeShape
 from ..core.tree_forward import TreeForward
@@ -22,9 +22,9 @@ from .summary import PARTS
 
 # What each method does apart from the forwards in it. The mask of a tree counts as building it.
 TIMED_METHODS: tuple[tuple[type, str, str], ...] = (
-    (JakiroCandidateGenerator, "propose", "tree"),
+    (JakiroDrafter, "propose", "tree"),
     (TreeForward, "run", "tree"),
-    (Batch, "walk", "verification"),
+    (TokenChooser, "walk", "verification"),
     (TreeForward, "keep", "cache"),
 )
 
@@ -175,7 +175,7 @@ class StepRecorder(BatchRecorder):
     def _count_tokens(self, value: torch.Tensor) -> None:
         self.num_tokens.append(value.numel())
 
-    def put_step(self, tokens: torch.LongTensor, tree: DraftTree | None, visited: list[int]) -> None:
+    def put_step(self, tokens: torch.Tensor, tree: DraftTree | None, visited: list[int]) -> None:
         self.put(tokens)
         if tree is None or (self._shape is not None and tree.max_depth < self._shape.depth):
             return
@@ -235,7 +235,7 @@ class StepClock:
     def put(self, value: torch.Tensor) -> None:
         pass
 
-    def put_step(self, tokens: torch.LongTensor, tree: DraftTree | None, visited: list[int]) -> None:
+    def put_step(self, tokens: torch.Tensor, tree: DraftTree | None, visited: list[int]) -> None:
         self._on_step()
 
     def end(self) -> None:
@@ -260,7 +260,8 @@ def context_growth(
     Returns:
         Per context length the median milliseconds of a step, of the target's forward in it, and of the rest.
     """
-    device = target.get_input_embeddings().weight.device
+    device: Any = target.get_input_embeddings().weight.device
+    generate: Any = target.generate
     records: dict[int, list[tuple[float, float]]] = {length: [] for length in lengths}
     for _ in range(rounds):
         for length, record in records.items():
@@ -273,7 +274,7 @@ def context_growth(
                 marks.append((time.perf_counter(), timer.seconds["target"]))
 
             with timer.running():
-                target.generate(
+                generate(
                     input_ids,
                     attention_mask=torch.ones_like(input_ids),
                     assistant_model=draft,

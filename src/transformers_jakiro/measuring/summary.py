@@ -202,8 +202,12 @@ def _measured_ceiling(profiles: Sequence[Profile], plain: Sequence[Profile]) -> 
     if not steps or not plain_steps or profiles == plain or any(profile.parts is None for profile in profiles):
         return None
     lengths = [length for profile in profiles for length in profile.accept_lengths]
-    target, drafter = (sum(profile.parts[part] for profile in profiles) / steps for part in ("target", "drafter"))
-    plain_forward = sum(profile.parts["target"] for profile in plain) / plain_steps
+
+    def seconds(each: Sequence[Profile], part: str) -> float:
+        return sum(profile.parts[part] for profile in each if profile.parts is not None)
+
+    target, drafter = (seconds(profiles, part) / steps for part in ("target", "drafter"))
+    plain_forward = seconds(plain, "target") / plain_steps
     return ceiling(tokens_per_forward(lengths), plain_forward, target, drafter)
 
 
