@@ -1,7 +1,7 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """
-Makes `docs/ui.png`: asks `jakiro ui` a question in a headless Chromium.
+Takes `docs/ui.png`: asks `jakiro ui` a question in a headless Chromium.
 
 ```bash
 python docs/ui_screenshot.py
@@ -19,11 +19,18 @@ from transformers_jakiro.apps.ui import build_page, launch
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make a picture of `jakiro ui`.")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("ui.png"), metavar="PNG")
-    parser.add_argument("--browser", default=shutil.which("chromium"), metavar="PATH", help="Playwright's, if none")
-    parser.add_argument("--scheme", choices=("light", "dark"), default="light")
-    parser.add_argument("--width", type=int, default=1120)
+    parser = argparse.ArgumentParser(description="Take a picture of `jakiro ui`.")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).with_name("ui.png"), metavar="PNG", help="file (docs/ui.png)"
+    )
+    parser.add_argument(
+        "--browser",
+        default=shutil.which("chromium"),
+        metavar="PATH",
+        help="Chromium to use (the one on the path, else Playwright's)",
+    )
+    parser.add_argument("--scheme", choices=("light", "dark"), default="light", help="colours of the page (light)")
+    parser.add_argument("--width", type=int, default=1120, metavar="N", help="width of the picture in pixels (1120)")
     args = parser.parse_args()
 
     page = build_page(Pair.load())

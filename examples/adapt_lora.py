@@ -1,25 +1,25 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """
-Adapts a drafter to what its target says in your domain, with a LoRA adapter (PEFT): the target answers your prompts,
-the adapter learns from the answers, and the acceptance length (tokens per forward of the target) is measured before
-and after, on prompts that were held out. Then it generates, with the adapter and with the adapter merged.
+Adapts a drafter to your domain with a LoRA adapter (PEFT). The target answers your prompts, and the adapter learns
+from the answers. The acceptance length (tokens per forward of the target) is measured before and after, on held-out
+prompts. Finally the script generates with the adapter, and with the adapter merged into the drafter.
 
-    python examples/adapt_lora.py                              # the pair that ships, sums in words, no network
+    python examples/adapt_lora.py                              # the pair that ships, word problems, no network
     python examples/adapt_lora.py --target org/target --draft org/drafter-for-target --data prompts.jsonl \\
         --per_device_train_batch_size 8 --num_train_epochs 2 --bf16
 
-All arguments of `JakiroTrainingArguments` may be given.
+All arguments of `JakiroTrainingArguments` are accepted.
 
 Hardware: one thread of a busy 2-core x86 server CPU (AMD EPYC), no GPU. Time: 1.5 to 2.5 minutes. Result: on 30
-held-out questions 5.24 tokens per forward before, 5.50 after; the target's likeliest token is the drafter's in 79 %
-and 83 %. It is little, as the drafter knows such questions already: the further your domain is from what it was
-trained on, the more there is to gain.
+held-out questions, 5.24 tokens per forward before and 5.50 after. The drafter predicts the target's most likely token
+in 79 % of the positions before and in 83 % after. The gain is small because the drafter knows such questions already.
+The further your domain is from its training data, the more you gain.
 
-For a 7B model (not run here): `--bf16`, one GPU, `--num_rows 5000` and up of what your users really ask,
-`--max_new_tokens 512 --max_length 1024`. The drafter is all that is trained; the target takes 14 GB and no gradients.
-If the acceptance on the held-out prompts gets worse, lower `--learning_rate`. With several GPUs let `jakiro
-regenerate` write the answers first, and train with `accelerate launch`.
+For a 7B model (not run here): `--bf16`, one GPU, `--num_rows 5000` or more real prompts of your users,
+`--max_new_tokens 512 --max_length 1024`. Only the drafter is trained; the target takes 14 GB and has no gradients. If
+the acceptance on the held-out prompts gets worse, lower `--learning_rate`. With several GPUs, write the answers with
+`jakiro regenerate` first, and train with `accelerate launch`.
 """
 
 from dataclasses import dataclass, field
@@ -41,13 +41,13 @@ LINEAR_LAYERS = ["fc", "qkv_proj", "o_proj", "gate_up_proj", "down_proj"]
 class ScriptArguments:
     target: str = field(default=str(TARGET), metadata={"help": "Folder or Hub id of the target."})
     draft: str = field(default=str(DRAFT), metadata={"help": "Folder or Hub id of its drafter."})
-    data: str | None = field(default=None, metadata={"help": "Prompts: JSON lines or Hub id; sums in words."})
-    num_rows: int = field(default=300, metadata={"help": "Prompts to use."})
-    num_eval_rows: int = field(default=30, metadata={"help": "Of these, how many to hold out."})
-    max_new_tokens: int = field(default=128, metadata={"help": "Per answer."})
+    data: str | None = field(default=None, metadata={"help": "Prompts: JSON lines or Hub id; default: word problems."})
+    num_rows: int = field(default=300, metadata={"help": "Number of prompts."})
+    num_eval_rows: int = field(default=30, metadata={"help": "Number of prompts held out from these."})
+    max_new_tokens: int = field(default=128, metadata={"help": "Token limit per answer."})
     answers: str = field(default="target-answers.jsonl", metadata={"help": "File for the target's answers."})
     merged_dir: str = field(default="adapted-draft", metadata={"help": "Folder for the merged drafter."})
-    rank: int = field(default=16, metadata={"help": "Of the adapter."})
+    rank: int = field(default=16, metadata={"help": "Rank of the adapter."})
 
 
 @dataclass
@@ -70,7 +70,7 @@ def main():
     target = AutoModelForCausalLM.from_pretrained(script_args.target, dtype="bfloat16" if args.bf16 else "float32")
     target.to(args.device)
 
-    # what a drafter has to predict is what its target says
+    # a drafter has to predict its target's own words
     if script_args.data is None:
         prompts = make_problems(script_args.num_rows)
     else:
@@ -92,9 +92,9 @@ def main():
     before = trainer.evaluate()
     trainer.train()
     after = trainer.evaluate()
-    trainer.save_model()  # the adapter alone
+    trainer.save_model()  # only the adapter
 
-    # the folder of the adapter gives the adapted drafter; merged, it is a drafter like any other
+    # the adapter's folder loads as the adapted drafter; merged, it is a drafter like any other
     adapted = AutoModel.from_pretrained(args.output_dir, dtype=target.dtype).to(target.device)
     draft = JakiroDraftModel.from_pretrained(script_args.draft, dtype=target.dtype)
     merged = PeftModel.from_pretrained(draft, args.output_dir).merge_and_unload().to(target.device)

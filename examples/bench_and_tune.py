@@ -25,8 +25,8 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
-from transformers_jakiro.measuring.benchmark import run_bench
-from transformers_jakiro.measuring.tune import run_tune
+from transformers_jakiro.measuring.benchmark import BenchOptions, run_bench
+from transformers_jakiro.measuring.tune import TuneOptions, run_tune
 from transformers_jakiro.pair import DRAFT, PROMPTS, TARGET
 
 
@@ -52,18 +52,15 @@ def main():
     }
     tuned = args.output / "draft"
     report = str(args.output / "tune.json")
-    run_tune(draft=args.draft, batch_size=args.batch_size, output=str(tuned), report=report, **settings)
+    tuning = TuneOptions(draft=args.draft, batch_size=args.batch_size, **settings)
+    run_tune(tuning, output=str(tuned), report=report)
     before, after = (AutoConfig.from_pretrained(folder) for folder in (args.draft, tuned))
     for name in ("tree_depth", "tree_width", "tree_top_k", "num_draft_tokens", "batch_trees"):
         print(f"{name}: {getattr(before, name)} before, {getattr(after, name)} after")
 
-    results = run_bench(
-        draft=str(tuned),
-        methods=["jakiro", "published", "prompt_lookup"],
-        batch_size=args.batch_size[0],
-        output=str(args.output),
-        **settings,
-    )
+    methods = ["jakiro", "published", "prompt_lookup"]
+    options = BenchOptions(draft=str(tuned), methods=methods, batch_size=args.batch_size[0], **settings)
+    results = run_bench(options, output=str(args.output))
     for row in results["summary"]:
         if row["task"] == "mean" and row["method"] != "plain":
             print(f"T = {row['temperature']:g}, {row['method']}: {row['speed_up']['median']:.2f} times plain generate")

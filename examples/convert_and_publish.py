@@ -1,21 +1,22 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """
-Converts a drafter in the layout of the published Jakiro, Jakiro* or EAGLE-1/2/3 code, checks that the target generates
-with it as without, and lays it out as a repository of the Hub: weights, config, model card and the code that loads it
-without this package. With `--repo-id` it is pushed there.
+Converts a drafter from the layout of the published Jakiro, Jakiro* or EAGLE-1/2/3 code and writes a Hub repository:
+weights, config, model card, and the code that loads it without this package. Then it checks that the target generates
+the same tokens with the drafter as without. With `--repo-id`, the repository is pushed to the Hub.
 
     python examples/convert_and_publish.py                        # the pair that ships, no network
     python examples/convert_and_publish.py --checkpoint org/EAGLE-drafter --target org/target --license apache-2.0 \\
         --repo-id me/my-drafter
 
 Hardware: one thread of a busy 2-core x86 server CPU (AMD EPYC), no GPU. Time: 8 seconds. Result: a folder of 20 files,
-1.9 MB; the same tokens as plain `generate`, 2.42 per forward of the target. (The drafter that ships gives 5.9 here;
-that layout does not hold its final norm, which it was trained with.)
+1.9 MB; the same tokens as plain `generate`, 2.42 per forward of the target. (The drafter that ships reaches 5.9 here.
+It was trained with a final norm, for which the original layout has no place.)
 
 For a 7B model (not run here): `--dtype bfloat16 --device-map auto`; the checkpoint has 0.5 to 1 GB. Measure the pair
-with `jakiro bench --output report` first and give `--results report/results.json`: no other figures get into the model
-card. Log in with `hf auth login`. For a licence other than the target's own ask whoever trained the drafter.
+with `jakiro bench --output report` first, and pass `--results report/results.json`: the model card takes its figures
+from there only. Log in with `hf auth login`. For a licence that differs from the target's, ask whoever trained the
+drafter.
 """
 
 import argparse
@@ -36,36 +37,38 @@ QUESTION = "A pen costs 3 dollars and a book costs 4 times as much. How much do 
 
 
 def original_checkpoint(folder: Path) -> Path:
-    """The drafter that ships in the original layout, which knows no multipliers and no final norm."""
+    """Writes the drafter that ships in the original layout, which has neither multipliers nor a final norm."""
     draft = JakiroDraftModel.from_pretrained(DRAFT, dtype=torch.float32)
     draft.fold_multipliers()
-    draft.norm, draft.config.final_norm = torch.nn.Identity(), False  # it drafts worse without
+    draft.norm, draft.config.final_norm = torch.nn.Identity(), False  # without it, it drafts worse
     return export_original(draft, folder)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", help="folder or Hub id in an original layout (made from the pair that ships)")
-    parser.add_argument("--target", default=str(TARGET), help="folder or Hub id (the one that ships)")
-    parser.add_argument("--target-id", help="Hub id that the target has, if --target is a folder")
+    parser.add_argument(
+        "--checkpoint", help="folder or Hub id in an original layout (default: the drafter that ships)"
+    )
+    parser.add_argument("--target", default=str(TARGET), help="folder or Hub id (default: the one that ships)")
+    parser.add_argument("--target-id", help="Hub id of the target, if --target is a folder")
     parser.add_argument("--output", type=Path, default=Path("drafter-repository"), help="folder to write")
-    parser.add_argument("--repo-id", help="Hub id to push it to (nothing is pushed)")
-    parser.add_argument("--license", default="apache-2.0", help="of the drafter (apache-2.0)")
+    parser.add_argument("--repo-id", help="Hub id to push it to (default: nothing is pushed)")
+    parser.add_argument("--license", default="apache-2.0", help="licence of the drafter (apache-2.0)")
     parser.add_argument("--results", nargs="*", default=[], help="results.json of `jakiro bench`, for the model card")
     parser.add_argument("--dtype", default="float32", help="precision of the comparison (float32)")
-    parser.add_argument("--device-map", help='where the target goes, for example "auto" (CPU)')
+    parser.add_argument("--device-map", help='device map of the target, such as "auto" (CPU)')
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         checkpoint = args.checkpoint or original_checkpoint(Path(temporary) / "original")
         converted = convert_original(checkpoint, Path(temporary) / "converted", target=args.target)
         draft = JakiroDraftModel.from_pretrained(converted)
-    # what the card and the config call the target must mean something to others
+    # the card and the config name the target for other people
     target_id = args.target_id or ("gsm8k-3.6m" if args.target == str(TARGET) else args.target)
     publication = {
         "target": target_id,
         "license": args.license,
         "results": args.results,
-        "remote_code": True,  # so that nobody needs this package to use it
+        "remote_code": True,  # users do not need this package
     }
     folder = write_repository(draft, args.output, args.repo_id or "me/my-drafter", **publication)
     print("\n".join(sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())))

@@ -1,8 +1,8 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """
-Generates with a target and its drafter, greedily and sampled, prints the text while it is written, and compares with
-plain `generate`: the same text, in fewer forwards of the target.
+Generates with a target and its drafter, greedily and by sampling. Prints the text while it is written and compares
+with plain `generate`: the text is the same, in fewer forwards of the target.
 
     python examples/generate.py                                   # the pair that ships, no network
     python examples/generate.py --target org/target --draft org/drafter-for-target "Why is the sky blue?"
@@ -11,9 +11,9 @@ Hardware: one thread of a busy 2-core x86 server CPU (AMD EPYC), no GPU. Time: 7
 Result: 66 greedy tokens in 12 forwards of the target (5.9 per forward), 0.19 s instead of 0.35 s; 108 sampled tokens
 in 34 forwards (3.2 per forward), 0.62 s instead of 0.64 s; the same tokens as plain `generate` each time.
 
-For a 7B model (not run here): `--dtype bfloat16 --device-map auto`. The default attention (sdpa) verifies trees; flash
-attention only chains. In bfloat16 a rounding may now and then choose another token, see the README. Leave
-`--num-assistant-tokens` to the drafter, or let `bench_and_tune.py` find what is fastest on your machine.
+For a 7B model (not run here): `--dtype bfloat16 --device-map auto`. The default attention (sdpa) can verify trees;
+flash attention can verify only chains. In bfloat16, rounding occasionally chooses another token, see the README. Leave
+`--num-assistant-tokens` to the drafter, or let `bench_and_tune.py` find the fastest value on your machine.
 """
 
 import argparse
@@ -31,15 +31,17 @@ QUESTION = "A pen costs 3 dollars and a book costs 4 times as much. How much do 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("prompts", nargs="*", default=[QUESTION], metavar="PROMPT", help="what to ask")
-    parser.add_argument("--target", default=str(TARGET), help="folder or Hub id (the one that ships)")
+    parser.add_argument("prompts", nargs="*", default=[QUESTION], metavar="PROMPT", help="questions")
+    parser.add_argument("--target", default=str(TARGET), help="folder or Hub id (default: the one that ships)")
     parser.add_argument("--draft", default=str(DRAFT), help="its drafter: folder or Hub id")
     parser.add_argument("--dtype", default="float32", help="precision of both models (float32)")
-    parser.add_argument("--device-map", help='where the target goes, for example "auto" (CPU)')
-    parser.add_argument("--attn-implementation", choices=("eager", "sdpa", "flex_attention"), help="of the target")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of the sampled answer (1)")
-    parser.add_argument("--max-new-tokens", type=int, default=128)
-    parser.add_argument("--num-assistant-tokens", type=int, help="nodes per draft tree (the drafter's)")
+    parser.add_argument("--device-map", help='device map of the target, such as "auto" (CPU)')
+    parser.add_argument(
+        "--attn-implementation", choices=("eager", "sdpa", "flex_attention"), help="the target's attention"
+    )
+    parser.add_argument("--temperature", type=float, default=1.0, help="temperature of the sampled answer (1)")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="token limit per answer (128)")
+    parser.add_argument("--num-assistant-tokens", type=int, help="nodes per draft tree (default: the drafter's)")
     args = parser.parse_args()
 
     tokenizer = AutoTokenizer.from_pretrained(args.target)
@@ -71,7 +73,7 @@ def main():
             plain = target.generate(**options)
             plain_seconds = time.perf_counter() - start
 
-            (accepted,) = output.accept_lengths  # drafted tokens accepted in each forward after the prompt's
+            (accepted,) = output.accept_lengths  # accepted tokens in each forward after the prompt's
             new_tokens = output.sequences.shape[1] - inputs["input_ids"].shape[1]
             print(
                 f"--- {new_tokens} tokens in {1 + len(accepted)} forwards of the target, "

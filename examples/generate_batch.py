@@ -1,22 +1,23 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """
-Answers a file of prompts in batches and writes the answers to another. Stopped and run again, it goes on.
+Answers a file of prompts in batches and writes the answers to another file. If you stop it, run it again: it resumes.
 
     python examples/generate_batch.py                      # the 21 questions and the pair that ship, no network
     python examples/generate_batch.py prompts.jsonl answers.jsonl --target org/target --draft org/drafter-for-target
 
-Prompts are JSON lines with `prompt` (a text) or `messages`, and perhaps `id`; of a file with another ending each line
-is one. Answers are JSON lines with `id` (default: the number of the row) and `answer`, the longest prompts' first.
+Prompts are JSON lines with `prompt` (a text) or `messages`, and optionally `id`. In a file that does not end in
+`.jsonl`, each line is a prompt. Answers are JSON lines with `id` (default: the number of the row) and `answer`. The
+longest prompts come first.
 
-Hardware: one thread of a busy 2-core x86 server CPU (AMD EPYC), no GPU. Time: 10 to 15 seconds. Result: 21 answers of
-1,618 tokens in batches of 4, the same as without a drafter; in four runs in turn 3.3, 5.8, 6.4 and 4.4 s with it, 4.4,
-11.0, 5.2 and 12.3 s without, so about 1.5 times as fast, as far as such a machine can tell.
+Hardware: one thread of a busy 2-core x86 server CPU (AMD EPYC), no GPU. Time: 10 to 15 seconds. Result: 21 answers
+with 1,618 tokens in batches of 4, the same as without a drafter. Four alternating runs took 3.3, 5.8, 6.4 and 4.4 s
+with the drafter and 4.4, 11.0, 5.2 and 12.3 s without: a speed-up of about 1.5, as far as such a machine can tell.
 
 For a 7B model (not run here): `--dtype bfloat16 --device-map auto --batch-size 16 --max-new-tokens 1024`. Each token
-of each row takes 0.5 MB of cache where all heads have their own keys (Llama 2), 0.13 MB in Llama 3 8B. The more rows,
-the fewer nodes pay: `bench_and_tune.py --batch-size 1 4 16` finds how many, and says from which batch on plain
-`generate` is faster. Several GPUs: a part of the file for each process, each with its own output.
+of a row takes 0.5 MB of cache if every head has its own keys (Llama 2), and 0.13 MB in Llama 3 8B. Larger batches need
+smaller trees: `bench_and_tune.py --batch-size 1 4 16` finds their sizes, and tells from which batch size on plain
+`generate` is faster. On several GPUs, give each process a part of the file and an output of its own.
 """
 
 import argparse
@@ -25,14 +26,16 @@ import time
 from pathlib import Path
 
 from tqdm.auto import tqdm
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
 import transformers_jakiro  # noqa: F401  registers the drafter with AutoModel and `generate`
 from transformers_jakiro.pair import DRAFT, PROMPTS, TARGET
 
+Prompt = tuple[str, list[dict[str, str]]]  # id and messages
 
-def read_prompts(path: Path) -> list[tuple[str, list[dict[str, str]]]]:
-    """Ids and messages."""
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """The id and the messages of each prompt."""
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     rows = [json.loads(line) if path.suffix == ".jsonl" else {"prompt": line} for line in lines]
     return [
@@ -42,7 +45,7 @@ def read_prompts(path: Path) -> list[tuple[str, list[dict[str, str]]]]:
 
 
 def read_answered(path: Path) -> set[str]:
-    """Ids of what is answered already; cuts off a line that a stopped run did not finish."""
+    """The ids of the prompts that have an answer. Cuts off an unfinished line of a stopped run."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
@@ -50,17 +53,27 @@ def read_answered(path: Path) -> set[str]:
     return {json.loads(line)["id"] for line in whole.splitlines()}
 
 
+def make_batches(prompts: list[Prompt], batch_size: int, tokenizer: PreTrainedTokenizerBase) -> list[list[Prompt]]:
+    """Batches prompts of similar length, to save padding. The batch that needs most memory comes first."""
+    lengths = {
+        row_id: len(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"])
+        for row_id, messages in prompts
+    }
+    prompts = sorted(prompts, key=lambda prompt: -lengths[prompt[0]])
+    return [prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prompts", nargs="?", type=Path, default=PROMPTS, help="file to read")
     parser.add_argument("answers", nargs="?", type=Path, default=Path("answers.jsonl"), help="file to write")
-    parser.add_argument("--target", default=str(TARGET), help="folder or Hub id (the one that ships)")
+    parser.add_argument("--target", default=str(TARGET), help="folder or Hub id (default: the one that ships)")
     parser.add_argument("--draft", default=str(DRAFT), help='its drafter, or "none" for plain generate')
     parser.add_argument("--dtype", default="float32", help="precision of both models (float32)")
-    parser.add_argument("--device-map", help='where the target goes, for example "auto" (CPU)')
+    parser.add_argument("--device-map", help='device map of the target, such as "auto" (CPU)')
     parser.add_argument("--batch-size", type=int, default=4, help="prompts answered together (4)")
     parser.add_argument("--num-assistant-tokens", type=int, default=8, help="nodes per draft tree (8)")
-    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="token limit per answer (128)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (0)")
     args = parser.parse_args()
 
@@ -74,14 +87,7 @@ def main():
         drafting = {"assistant_model": draft, "num_assistant_tokens": args.num_assistant_tokens}
     sampling = {"do_sample": True, "temperature": args.temperature} if args.temperature > 0 else {"do_sample": False}
 
-    # prompts of about one length stand together, so that little is padding; what needs most memory comes first
-    prompts = read_prompts(args.prompts)
-    lengths = {
-        row_id: len(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"])
-        for row_id, messages in prompts
-    }
-    prompts.sort(key=lambda prompt: -lengths[prompt[0]])
-    batches = [prompts[start : start + args.batch_size] for start in range(0, len(prompts), args.batch_size)]
+    batches = make_batches(read_prompts(args.prompts), args.batch_size, tokenizer)
     answered = read_answered(args.answers)
     num_tokens, start = 0, time.perf_counter()
     with args.answers.open("a", encoding="utf-8") as file:
@@ -95,7 +101,7 @@ def main():
                 return_dict=True,
                 return_tensors="pt",
             ).to(target.device)
-            set_seed(number)  # a batch gets the same answers whenever it is asked
+            set_seed(number)  # the answers of a batch do not depend on those before it
             output = target.generate(
                 **inputs,
                 **drafting,

@@ -12,12 +12,12 @@
 # See the License for the specific language governing permissions and
 # limitations under the License.
 """
-Make the small real pair that ships with the package, from scratch, on a CPU.
+Makes the small real pair that ships with the package, from scratch, on a CPU.
 
-The `target` stage trains a byte-level BPE tokenizer (2,048 entries, every digit its own token) and a 3.6M-parameter
+The `target` stage trains a byte-level BPE tokenizer (2,048 entries, each digit a token) and a 3.6M-parameter
 [`LlamaForCausalLM`] (8 layers, hidden size 192) on grade-school math problems, and saves both under `OUTPUT/target`.
-The `draft` stage lets that target answer the problems, trains a Jakiro drafter on its answers and on the data's, and
-saves it under `OUTPUT/draft`.
+The `draft` stage lets that target answer the problems, trains a Jakiro drafter on its answers and on those of the
+data, and saves it under `OUTPUT/draft`.
 
 ```bash
 python examples/make_pair.py --data gsm8k_train.jsonl.gz --output pair
@@ -29,17 +29,18 @@ python examples/make_pair.py --data gsm8k_train.jsonl.gz --output pair
 {"messages": [{"role": "user", "content": "Ann has ..."}, {"role": "assistant", "content": "She ... The answer is 7"}]}
 ```
 
-The shipped pair was made from the train set of GSM8K, with its calculator annotations `<<...>>` left out and its last
-lines `#### 7` written as `The answer is 7`.
+The shipped pair was made from the training set of GSM8K, without its calculator annotations `<<...>>` and with its
+last lines `#### 7` rewritten as `The answer is 7`.
 
 Shipped target: one thread of a busy 2-core x86 CPU with bfloat16 instructions (AVX-512), no GPU, 43 minutes with
-`--max-minutes 43`. That limit shortened the schedule to 3,728 of its 5,109 steps (a little over 5 of 7 epochs).
-Validation loss 2.00 nats per token on the 100 held-out problems. As the shortening follows the clock, another run
-gives a similar target, not the same weights; without `--max-minutes` the schedule depends on the seed alone.
+`--max-minutes 43`. That limit shortened the schedule to 3,728 of its 5,109 steps (a little over 5 of 7 epochs). The
+validation loss was 2.00 nats per token on the 100 held-out problems. The limit follows the clock, so another run gives
+a similar target but not the same weights. Without `--max-minutes`, the schedule depends only on the seed.
 
-Shipped drafter: on the same machine 12 minutes for the target's answers and 60 minutes of training beside other work,
-with the recipe of `configs/tiny_chat.yaml`. On the target's answers to the held-out problems, its likeliest next token
-is the target's in 81 %; the contrastive branch's, two drafted tokens further on the drafter's own features, in 36 %.
+Shipped drafter: on the same machine, 12 minutes for the target's answers and 60 minutes of training beside other work,
+with the recipe of `configs/tiny_chat.yaml`. On the target's answers to the held-out problems, the drafter predicts the
+target's most likely token in 81 % of the positions. Its contrastive branch does so in 36 %, two drafted tokens further
+on, from the drafter's own features.
 """
 
 import argparse
@@ -81,7 +82,7 @@ PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
 VOCAB_SIZE = 2048
 MAX_LENGTH = 1024
 IGNORE_INDEX = -100
-# smaller than published: a toy target on a CPU pays for every node
+# smaller than the published tree: for a toy target on a CPU, every node costs time
 DRAFT_TREE = {"tree_depth": 7, "tree_top_k": 16, "tree_width": 4, "num_draft_tokens": 20}
 
 CHAT_TEMPLATE = (
@@ -131,7 +132,7 @@ def build_tokenizer(conversations: list[Conversation]) -> PreTrainedTokenizerFas
 
 
 def build_target() -> LlamaForCausalLM:
-    """Builds the untrained target: deep for its size, because a drafter pays when the target has many layers."""
+    """Builds the untrained target. It is deep for its size, as a drafter helps most if the target has many layers."""
     config = LlamaConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=192,
@@ -157,15 +158,15 @@ def build_target() -> LlamaForCausalLM:
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, conversations: list[Conversation]) -> list[list[int]]:
-    """Turns every conversation, question and answer, into the token ids that the chat template gives."""
+    """Returns the token ids of every conversation, as the chat template formats it."""
     texts = tokenizer.apply_chat_template(conversations, tokenize=False)
     return [ids[:MAX_LENGTH] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
 
 
 def batches(examples: list[list[int]], batch_tokens: int, rng: random.Random | None = None) -> Iterator[torch.Tensor]:
     """
-    Yields right-padded `(batch, length)` tensors of about `batch_tokens` tokens, each of examples of similar length.
-    With `rng`, the make-up of the batches and their order are shuffled.
+    Yields right-padded tensors `[B, T]` of about `batch_tokens` tokens, each from examples of similar length. With
+    `rng`, the composition of the batches and their order are random.
     """
     noise = rng.uniform if rng is not None else lambda low, high: 0.0
     order = sorted(range(len(examples)), key=lambda index: len(examples[index]) + noise(-8.0, 8.0))
@@ -186,8 +187,9 @@ def batches(examples: list[list[int]], batch_tokens: int, rng: random.Random | N
 
 def token_losses(model: nn.Module, input_ids: torch.Tensor, bf16: bool) -> tuple[torch.Tensor, int]:
     """
-    Returns the summed next-token cross-entropy and the number of predicted tokens. The rows are padded on the right,
-    where causal attention cannot see the padding: no attention mask is needed, and its target is ignored.
+    Returns the summed next-token cross-entropy of `input_ids` `[B, T]` and the number of predicted tokens. The rows
+    are padded on the right, where causal attention does not see the padding. They need no attention mask, and padding
+    is not counted.
     """
     labels = input_ids[:, 1:].masked_fill(input_ids[:, 1:] == PAD_ID, IGNORE_INDEX)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
@@ -208,7 +210,7 @@ def evaluate(model: LlamaForCausalLM, examples: list[list[int]], batch_tokens: i
 
 
 def save_target(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
-    """Saves the model in bfloat16 and its tokenizer, all at once."""
+    """Saves the model in bfloat16 and its tokenizer, in one atomic step."""
     temporary = directory.with_name(f"{directory.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     copy.deepcopy(model).to(torch.bfloat16).save_pretrained(temporary)
@@ -217,10 +219,18 @@ def save_target(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, dir
 
 
 def learning_rate_factor(progress: float, warmup: float) -> float:
-    """Linear warm-up over the first `warmup` of the training, then a cosine to zero."""
+    """Linear warm-up during the first part `warmup` of the training, then a cosine to zero."""
     if progress < warmup:
         return progress / warmup
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (progress - warmup) / (1.0 - warmup))))
+
+
+def build_optimizer(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+    """Builds AdamW, with weight decay for the matrices only."""
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() >= 2]
+    vectors = [parameter for parameter in model.parameters() if parameter.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
 
 
 def make_target(args: argparse.Namespace) -> None:
@@ -236,25 +246,20 @@ def make_target(args: argparse.Namespace) -> None:
     model = build_target()
     logger.info(f"{model.num_parameters()} parameters")
     trained = torch.compile(model, dynamic=True) if args.compile else model
-    matrices = [parameter for parameter in model.parameters() if parameter.dim() >= 2]
-    vectors = [parameter for parameter in model.parameters() if parameter.dim() < 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
-        lr=args.learning_rate,
-        betas=(0.9, 0.95),
-        fused=True,
-    )
+    optimizer = build_optimizer(model, args.learning_rate)
 
     rng = random.Random(args.seed)
     epochs = [list(batches(train_ids, args.batch_tokens, rng)) for _ in range(args.epochs)]
     total_steps = sum(map(len, epochs))
     limit = args.max_minutes * 60 if args.max_minutes else math.inf
     start = time.monotonic()
-    step, progress, running_loss = 0, 0.0, None
+    step = 0
+    progress = 0.0
+    running_loss = None
     model.train()
     for epoch, epoch_batches in enumerate(epochs, start=1):
         for input_ids in epoch_batches:
-            # A machine too slow for the time limit gets a shorter schedule, which still ends at a zero rate.
+            # If the machine is too slow for the time limit, the schedule gets shorter but still ends at zero.
             progress = max(progress, (step + 1) / total_steps, (time.monotonic() - start) / limit)
             if progress > 1.0:
                 break
@@ -285,7 +290,7 @@ def make_target(args: argparse.Namespace) -> None:
 
 
 def make_draft(args: argparse.Namespace) -> None:
-    """Trains the drafter of the target under `OUTPUT/target` on the target's own answers and on the data's."""
+    """Trains a drafter for the target under `OUTPUT/target`, on the target's own answers and on those of the data."""
     set_seed(args.seed)
     tokenizer = AutoTokenizer.from_pretrained(args.output / "target")
     target = LlamaForCausalLM.from_pretrained(args.output / "target", dtype=torch.float32).eval()
@@ -344,25 +349,29 @@ def make_draft(args: argparse.Namespace) -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Make the small real pair that ships with the package.")
-    parser.add_argument("--data", type=Path, required=True, help="conversations, a .jsonl or .jsonl.gz file")
-    parser.add_argument("--output", type=Path, required=True, help="directory that gets one sub-directory per model")
-    parser.add_argument("--stage", choices=["target", "draft", "all"], default="all")
-    parser.add_argument("--epochs", type=int, default=7)
-    parser.add_argument("--batch-tokens", type=int, default=2048, help="tokens per step, padding included")
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--warmup", type=float, default=0.04, help="part of the training that is warm-up")
-    parser.add_argument("--validation", type=int, default=100, help="conversations held out, from the end of the data")
-    parser.add_argument("--max-minutes", type=float, default=None, help="shorten the schedule to end by this time")
+    parser.add_argument("--data", type=Path, required=True, help="conversations: a .jsonl or .jsonl.gz file")
+    parser.add_argument("--output", type=Path, required=True, help="folder with one sub-folder per model")
+    parser.add_argument("--stage", choices=["target", "draft", "all"], default="all", help="models to make (all)")
+    parser.add_argument("--epochs", type=int, default=7, help="epochs of the target (7)")
+    parser.add_argument("--batch-tokens", type=int, default=2048, help="tokens per step, padding included (2048)")
+    parser.add_argument("--learning-rate", type=float, default=2e-3, help="learning rate of the target (0.002)")
+    parser.add_argument("--warmup", type=float, default=0.04, help="fraction of the training that is warm-up (0.04)")
+    parser.add_argument(
+        "--validation", type=int, default=100, help="conversations held out from the end of the data (100)"
+    )
+    parser.add_argument("--max-minutes", type=float, default=None, help="shorten the schedule to end after this time")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True, help="bfloat16 autocast")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="use torch.compile")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--log-steps", type=int, default=50)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (1)")
+    parser.add_argument("--log-steps", type=int, default=50, help="steps between two lines of the log (50)")
     parser.add_argument(
-        "--answers", type=int, default=3072, help="problems the target answers for the drafter's training"
+        "--answers", type=int, default=3072, help="problems the target answers for the drafter's training (3072)"
     )
-    parser.add_argument("--draft-epochs", type=float, default=2)
-    parser.add_argument("--draft-learning-rate", type=float, default=1.5e-3)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--draft-epochs", type=float, default=2, help="epochs of the drafter (2)")
+    parser.add_argument(
+        "--draft-learning-rate", type=float, default=1.5e-3, help="learning rate of the drafter (0.0015)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of both trainings (0)")
     return parser.parse_args()
 
 

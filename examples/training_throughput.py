@@ -1,24 +1,24 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """
-Training throughput of `JakiroTrainer` and of a plain loop that does what the published training script does: the same
-drafter on the same batches of precomputed features, on one device.
+Training throughput of `JakiroTrainer`, compared with a plain loop that works like the published training script. Both
+train the same drafter on the same batches of precomputed features, on one device.
 
     python examples/training_throughput.py --target TARGET --data train.jsonl.gz
 
-The plain loop reads one file per sample, pads to the longest of the batch, runs the experts one after the other, puts
-the features of all positions through the target's head, computes softmax and log-softmax over the whole `[B, T, V]` in
-float32, and clips gradients by value; as published, its attention is written out (`eager`). It computes no metrics and
-holds the target's embeddings and head alone. Before anything is timed, both must give the same loss on the same batch
-(float32, no noise, within 1e-4).
+The plain loop reads one file per sample, pads to the longest sample of the batch, runs the experts one after another,
+applies the target's head to the features of all positions, computes softmax and log-softmax over the whole `[B, T, V]`
+in float32, and clips gradients by value. As in the published script, its attention is `eager`. It computes no metrics
+and holds only the target's embeddings and head. Before anything is timed, both must compute the same loss for the same
+batch (float32, no noise, within 1e-4).
 
-The two take turns, each time in a process of its own, and go through the same batches. The first steps are dropped; a
-step's time is the median of the rounds, reading the data included; padding does not count as tokens. Peak memory is
-the process' resident set on a CPU, and what was allocated at once on CUDA.
+The two alternate, each time in a new process, and use the same batches. The first steps are dropped. The time of a
+step is the median over the rounds and includes reading the data; padding does not count as tokens. Peak memory is the
+resident set of the process on a CPU, and the largest allocation on CUDA.
 
-Hardware: a CPU or one CUDA device. Time: a 44M-parameter target, 24 samples of at most 512 tokens, 3 rounds of 5 steps
-take 2 minutes on one core of an x86 server CPU (AVX-512, no AMX), on which `JakiroTrainer` took 1.9 to 2.4 times
-the tokens per second of the plain loop, at a peak of 1.0 instead of 1.3 GB.
+Hardware: a CPU or one CUDA device. Time: with a 44M-parameter target, 24 samples of at most 512 tokens and 3 rounds of
+5 steps, 2 minutes on one core of an x86 server CPU (AVX-512, no AMX). There, `JakiroTrainer` reached 1.9 to 2.4 times
+the tokens per second of the plain loop, at a peak of 1.0 GB instead of 1.3 GB.
 """
 
 import argparse
@@ -94,8 +94,8 @@ class SampleFiles(Dataset):
         return {
             "input_ids": torch.cat((sample["input_ids"][1:], torch.zeros(1, dtype=torch.long))),
             "features": features + noise,
-            "next_features": torch.cat((features[1:], zeros)),  # of the autoregressive branch
-            "later_features": torch.cat((features[2:], zeros, zeros))[: len(features)],  # of the contrastive one
+            "next_features": torch.cat((features[1:], zeros)),  # for the autoregressive branch
+            "later_features": torch.cat((features[2:], zeros, zeros))[: len(features)],  # for the contrastive branch
             "loss_mask": loss_mask,
             "later_loss_mask": torch.cat((loss_mask[1:], torch.zeros_like(loss_mask[:1]))),
             "attention_mask": torch.ones_like(loss_mask),
@@ -103,12 +103,12 @@ class SampleFiles(Dataset):
 
 
 def pad_batch(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Pads to the longest sample, on the right."""
+    """Pads to the longest sample, on the right: `[B, T]` and `[B, T, H]`."""
     return {name: pad_sequence([sample[name] for sample in samples], batch_first=True) for name in samples[0]}
 
 
 class PlainExperts(nn.Module):
-    """The same experts as separate MLPs, each applied to all tokens in turn."""
+    """The experts of a layer as separate MLPs. Each is applied to all tokens, one after another."""
 
     def __init__(self, experts: JakiroExperts):
         super().__init__()
@@ -133,7 +133,7 @@ class PlainExperts(nn.Module):
             self.experts.append(expert)
 
     def forward(self, hidden_states: torch.Tensor, mixtures: torch.Tensor) -> torch.Tensor:
-        """`[B, T, H]` and weights `[M, B, T, N]` give the mixtures `[M, B, T, H]`, see [`JakiroExperts`]."""
+        """Hidden states `[B, T, H]` and weights `[M, B, T, N]` to mixtures `[M, B, T, H]`, see [`JakiroExperts`]."""
         results = [torch.zeros_like(hidden_states) for _ in mixtures]
         for number, expert in enumerate(self.experts):
             inner = self.act_fn(expert["gate_proj"](hidden_states)) * expert["up_proj"](hidden_states)
@@ -144,7 +144,7 @@ class PlainExperts(nn.Module):
 
 
 def plain_drafter(draft: JakiroDraftModel) -> JakiroDraftModel:
-    """Turns a drafter into its plain twin, of the same weights."""
+    """Turns a drafter into the plain one, with the same weights."""
     draft.set_attn_implementation("eager")
     for layer in draft.layers:
         layer.mlp.experts = PlainExperts(layer.mlp.experts)
@@ -152,7 +152,7 @@ def plain_drafter(draft: JakiroDraftModel) -> JakiroDraftModel:
 
 
 def plain_loss(draft: nn.Module, target: Target, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The published loss, as it is written down."""
+    """The published loss, computed as its formulas say."""
     output = draft(
         inputs_embeds=target.embed(batch["input_ids"]).to(draft.dtype),
         hidden_states=batch["features"].to(draft.dtype),
@@ -174,10 +174,10 @@ def plain_loss(draft: nn.Module, target: Target, batch: dict[str, torch.Tensor])
 
 
 def train_plain(options: Options) -> "Measurement":
-    """The plain loop, in a process of its own."""
+    """Measures the plain loop. Runs in a new process."""
     device = options.device
     target, draft = load_models(options)
-    target.model = None  # the published script loads the embeddings and the head alone
+    target.model = None  # the published script loads only the embeddings and the head
     target.embeddings.to(device)
     target.output_layer.to(device)
     draft = plain_drafter(draft).to(device).train()
@@ -201,7 +201,7 @@ def train_plain(options: Options) -> "Measurement":
 
 
 def train_ours(options: Options) -> "Measurement":
-    """`JakiroTrainer` on the same batches, in a process of its own."""
+    """Measures `JakiroTrainer` on the same batches. Runs in a new process."""
     target, draft = load_models(options)
     trainer = JakiroTrainer(
         model=draft,
@@ -241,7 +241,7 @@ def train_ours(options: Options) -> "Measurement":
 
 @dataclass
 class Measurement:
-    """Seconds of each timed step, and bytes of memory: at most, and before the first step."""
+    """Seconds of each timed step, and bytes of memory: the peak, and before the first step."""
 
     seconds: list[float]
     peak: int
@@ -249,7 +249,7 @@ class Measurement:
 
 
 class Stopwatch(TrainerCallback):
-    """Notes when steps end; from one end to the next, reading the data included."""
+    """Records the end of each step. A step lasts from one end to the next, reading the data included."""
 
     def __init__(self, device: torch.device):
         self._device = device
@@ -263,7 +263,7 @@ class Stopwatch(TrainerCallback):
         self._ends.append(time.perf_counter())
 
     def measurement(self, warmup: int) -> Measurement:
-        """Of all steps but the first ones."""
+        """The measurement of all steps after the first `warmup`."""
         seconds = [end - start for start, end in pairwise(self._ends)]
         return Measurement(seconds[warmup - 1 :], self._memory(), self._before)
 
@@ -275,7 +275,7 @@ class Stopwatch(TrainerCallback):
 
 
 def load_models(options: Options, dtype: str = "auto") -> tuple[Target, JakiroDraftModel]:
-    """The target, and an untrained drafter of the published shape."""
+    """The target and an untrained drafter of the published shape."""
     target = AutoModelForCausalLM.from_pretrained(options.target, dtype=dtype)
     set_seed(0)
     return Target(target), JakiroDraftModel(JakiroDraftConfig.from_target(target.config))
@@ -283,13 +283,13 @@ def load_models(options: Options, dtype: str = "auto") -> tuple[Target, JakiroDr
 
 def prepare(options: Options, data: str, num_rows: int, max_length: int) -> list[int]:
     """
-    Writes the features for both sides, and compares their losses of the first batch.
+    Writes the features for both sides, and compares their losses for the first batch.
 
     Returns:
         The lengths of the samples.
 
     Raises:
-        ValueError: if there are fewer samples than a batch has.
+        ValueError: if there are not enough samples for a batch.
         RuntimeError: if the losses differ.
     """
     tokenizer = AutoTokenizer.from_pretrained(options.target)
@@ -315,27 +315,30 @@ def prepare(options: Options, data: str, num_rows: int, max_length: int) -> list
         plain = plain_loss(plain_drafter(draft), target, plain_batch).item()
     print(f"loss of the first batch: plain {plain:.6f}, ours {ours:.6f}", flush=True)
     if abs(plain - ours) > 1e-4:
-        raise RuntimeError(f"The two compute different losses on one batch, {plain} and {ours}: no fair comparison.")
+        raise RuntimeError(
+            f"The plain loop and JakiroTrainer compute different losses for one batch, {plain} and {ours}. They must "
+            "agree within 1e-4 for a fair comparison."
+        )
     return store.lengths
 
 
 def in_own_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The function's result, from a process whose memory is its own."""
+    """The result of a function that runs in a new process, whose memory can be measured."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Training throughput: JakiroTrainer and the published kind of loop.")
+    parser = argparse.ArgumentParser(description="Training throughput of JakiroTrainer and of a plain loop.")
     parser.add_argument("--target", required=True, metavar="T", help="folder or Hub id")
     parser.add_argument("--data", required=True, metavar="D", help="conversations: JSON lines or Hub id")
     parser.add_argument("--num-rows", type=int, default=64, metavar="N", help="conversations to take (64)")
     parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="samples per step (4, as published)")
     parser.add_argument("--max-length", type=int, default=2048, metavar="N", help="tokens per sample (2048)")
     parser.add_argument("--steps", type=int, default=8, metavar="N", help="timed steps per round (8)")
-    parser.add_argument("--warmup", type=int, default=2, metavar="N", help="first steps to drop (2)")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="turns of each side (3)")
-    parser.add_argument("--cpu", action="store_true", help="on the CPU even if there is a GPU")
+    parser.add_argument("--warmup", type=int, default=2, metavar="N", help="steps to drop before them (2)")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds of each side (3)")
+    parser.add_argument("--cpu", action="store_true", help="use the CPU even if there is a GPU")
     args = parser.parse_args()
     if min(args.steps, args.warmup, args.rounds) < 1:
         parser.error("--steps, --warmup and --rounds must be at least 1")
@@ -362,7 +365,7 @@ def main() -> None:
     print(f"{'':8}{'tokens/s':>10}{'ms/step':>10}{'peak MB':>10}{'before the first step':>24}")
     speeds = {}
     for name, rounds in measurements.items():
-        # each step is timed in every round: their median
+        # the median over the rounds for each step
         seconds = [statistics.median(times) for times in zip(*(one.seconds for one in rounds), strict=True)]
         speeds[name] = sum(tokens) / sum(seconds)
         peak, before = (statistics.median(getattr(m, field) for m in rounds) / 1e6 for field in ("peak", "before"))

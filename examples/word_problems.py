@@ -1,8 +1,8 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """
-Sums in words, made from templates: prompts to train on where no dataset is at hand. The target that ships can answer
-such questions (seldom rightly). For a target of your own take prompts of its users instead.
+Word problems made from templates: prompts for training without a dataset. The target that ships answers such questions
+fluently, though seldom correctly. For a target of your own, use real prompts instead.
 
     python examples/word_problems.py --number 400 > prompts.jsonl
 """
@@ -28,7 +28,7 @@ TEMPLATES = (
 
 
 def make_problems(number: int, seed: int = 0) -> list[dict[str, list[dict[str, str]]]]:
-    """Conversations, each of one question."""
+    """Conversations of one question each."""
     rng = random.Random(seed)
     rows = []
     for _ in range(number):
@@ -41,8 +41,8 @@ def make_problems(number: int, seed: int = 0) -> list[dict[str, list[dict[str, s
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--number", type=int, default=400, help="of problems (400)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--number", type=int, default=400, help="number of problems (400)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choices (0)")
     args = parser.parse_args()
     for row in make_problems(args.number, args.seed):
         print(json.dumps(row))

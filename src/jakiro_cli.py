@@ -3,15 +3,15 @@
 """
 The `jakiro` command: parsing and error messages only.
 
-A sub-command is one function that adds its parser and sets `run`. The package, and with it torch and transformers, is
-imported inside `run`, and this module stands beside the package, whose import registers the drafter with transformers:
-so `jakiro --help` is instant.
+Each subcommand is a function that adds its parser and sets `run`. Importing the package takes seconds, because it
+imports torch and transformers. This module is therefore not part of it and imports it only inside `run`, so that
+`jakiro --help` is instant.
 """
 
 import argparse
 import ast
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,26 +42,25 @@ def add_convert(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]
         "convert",
         help="convert a published Jakiro, Jakiro* or EAGLE-1/2/3 drafter",
         description="Convert a published Jakiro, Jakiro* or EAGLE-1/2/3 drafter to a folder that "
-        "JakiroDraftModel.from_pretrained loads, or back.",
+        "JakiroDraftModel.from_pretrained loads, or convert a drafter back.",
     )
     parser.add_argument("src", metavar="SRC", help="folder or Hub id of the original checkpoint")
     parser.add_argument("dst", metavar="DST", help="folder to create")
     parser.add_argument(
-        "--target", metavar="T", help="folder or Hub id of its target: checked, and noted in the config"
+        "--target", metavar="T", help="folder or Hub id of its target: checked, and recorded in the config"
     )
     parser.add_argument(
         "--dtype",
         metavar="D",
         default="auto",
         choices=DTYPES,
-        help="precision to save: auto (default, the checkpoint's), float32, float16 or bfloat16",
+        help="precision to save in: auto (default, the checkpoint's), float32, float16 or bfloat16",
     )
-
     parser.add_argument(
         "--to",
         choices=("jakiro", "original"),
         default="jakiro",
-        help="original: the other way, from a saved drafter to the layout of the published Jakiro and EAGLE-1/2 code",
+        help="original: convert a saved drafter back to the layout of the published Jakiro and EAGLE-1/2 code",
     )
 
     def run(args: argparse.Namespace) -> None:
@@ -84,17 +83,17 @@ def add_demo(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = subparsers.add_parser(
         "demo",
         help="answer prompts with the pair that ships, and compare with plain generate",
-        description="Answer prompts with the small pair that ships with the package (or another one), show which runs "
-        "of tokens were drafted and accepted, and compare with plain generate in the same process.",
+        description="Answer prompts with the small pair that ships with the package, or with another one. Show which "
+        "tokens were drafted and accepted, and compare with plain generate in the same process.",
     )
-    parser.add_argument("prompts", metavar="PROMPT", nargs="*", help="what to ask (default: held-out GSM8K questions)")
+    parser.add_argument("prompts", metavar="PROMPT", nargs="*", help="questions (default: held-out GSM8K questions)")
     parser.add_argument("--target", metavar="T", help="another target: folder or Hub id")
     parser.add_argument("--draft", metavar="D", help="its drafter: folder or Hub id")
-    parser.add_argument("--num-prompts", type=int, default=3, metavar="N", help="GSM8K questions to ask (3)")
-    parser.add_argument("--max-new-tokens", type=int, default=200, metavar="N", help="per answer (200)")
+    parser.add_argument("--num-prompts", type=int, default=3, metavar="N", help="number of GSM8K questions (3)")
+    parser.add_argument("--max-new-tokens", type=int, default=200, metavar="N", help="token limit per answer (200)")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (0)")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling (0)")
-    parser.add_argument("--dtype", default="float32", help="precision of both models (float32)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed for sampling (0)")
+    parser.add_argument("--dtype", default="float32", metavar="D", help="precision of both models (float32)")
     parser.add_argument("--show-tree", action="store_true", help="draw the tree of each answer's best step")
 
     def run(args: argparse.Namespace) -> None:
@@ -119,13 +118,16 @@ def _add_shown_pair(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", metavar="T", help="folder or Hub id (the small pair that ships)")
     parser.add_argument("--draft", metavar="D", help="its drafter: folder or Hub id")
     parser.add_argument(
-        "--dtype", choices=DTYPES, metavar="D", help="precision of both models (float32 for what ships, else auto)"
+        "--dtype",
+        choices=DTYPES,
+        metavar="D",
+        help="precision of both models (float32 for the pair that ships, else auto)",
     )
     parser.add_argument(
-        "--temperature", type=float, metavar="T", help="0 is greedy (what the target's generation config says)"
+        "--temperature", type=float, metavar="T", help="0 is greedy (default: the target's generation config)"
     )
-    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="per answer (256)")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling (0)")
+    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="token limit per answer (256)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed for sampling (0)")
 
 
 def add_chat(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -133,12 +135,12 @@ def add_chat(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = subparsers.add_parser(
         "chat",
         help="chat with a target and its drafter in the terminal",
-        description="Chat with a target and its drafter in the terminal. Answers appear as they are written, what was "
-        "drafted and accepted in colour. The commands are those of `transformers chat`: !help lists them.",
+        description="Chat with a target and its drafter in the terminal. Answers appear as they are written, with "
+        "accepted drafts in colour. The commands are those of `transformers chat`: !help lists them.",
     )
     _add_shown_pair(parser)
-    parser.add_argument("--system-prompt", metavar="TEXT", help="what conversations begin with (none)")
-    parser.add_argument("--no-draft", action="store_true", help="plain generate, to compare")
+    parser.add_argument("--system-prompt", metavar="TEXT", help="system message of every conversation (none)")
+    parser.add_argument("--no-draft", action="store_true", help="use plain generate, for comparison")
 
     def run(args: argparse.Namespace) -> None:
         from transformers_jakiro.apps.chat import run_chat
@@ -154,11 +156,12 @@ def add_ui(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         "ui",
         help="watch a drafter at work in the browser",
         description="Serve a page on this machine that shows an answer being written, what was drafted in it, the "
-        "tree of every step, and the same answer from plain generate. Needs the extra `ui`.",
+        "tree of every step, and the same answer from plain generate. Needs "
+        "`pip install 'transformers-jakiro[ui]'`.",
     )
     _add_shown_pair(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
-    parser.add_argument("--port", type=int, metavar="N", help="port to listen on (7860, or the next free one)")
+    parser.add_argument("--port", type=int, metavar="N", help="port to listen on (7860 or the next free one)")
 
     def run(args: argparse.Namespace) -> None:
         from transformers_jakiro.apps.ui import run_ui
@@ -238,9 +241,11 @@ def add_bench(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
 
     def run(args: argparse.Namespace) -> None:
-        from transformers_jakiro.measuring.benchmark import run_bench
+        from transformers_jakiro.measuring.benchmark import BenchOptions, run_bench
 
-        run_bench(**_arguments(args))
+        arguments = _arguments(args)
+        output = arguments.pop("output")
+        run_bench(BenchOptions(**arguments), output)
 
     parser.set_defaults(run=run)
 
@@ -276,9 +281,12 @@ def add_tune(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--report", metavar="JSON", help="file for all figures (none)")
 
     def run(args: argparse.Namespace) -> None:
-        from transformers_jakiro.measuring.tune import run_tune
+        from transformers_jakiro.measuring.tune import TuneOptions, run_tune
 
-        run_tune(**_arguments(args))
+        arguments = _arguments(args)
+        output = arguments.pop("output")
+        report = arguments.pop("report")
+        run_tune(TuneOptions(**arguments), output, report)
 
     parser.set_defaults(run=run)
 
@@ -287,23 +295,25 @@ def add_features(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser
     """`jakiro features --target T --data DATA --output DIR`"""
     parser = subparsers.add_parser(
         "features",
-        help="write a target's hidden states of a dataset, to train drafters from",
-        description="Run the target once over a dataset and write what a drafter reads of it to a folder of "
-        "safetensors. Says how much disk it takes before it starts; interrupted and run again, it goes on.",
+        help="write a target's hidden states for a dataset, to train drafters on",
+        description="Run the target once over a dataset, and write the hidden states that a drafter reads to a folder "
+        "of safetensors. Announces the disk space needed before it starts. Continues if interrupted and run again.",
     )
     parser.add_argument("--target", required=True, metavar="T", help="folder or Hub id")
     parser.add_argument("--data", required=True, metavar="DATA", help="conversations: JSON-lines file or Hub id")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
-    parser.add_argument("--max-length", type=int, default=2048, metavar="N", help="tokens a row is cut to (2048)")
-    parser.add_argument("--packing", action="store_true", help="join conversations to rows of about --max-length")
-    parser.add_argument("--all-tokens", action="store_true", help="let all tokens count, not the answers' alone")
-    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of the target and its features (auto)")
+    parser.add_argument("--max-length", type=int, default=2048, metavar="N", help="rows are cut to N tokens (2048)")
+    parser.add_argument("--packing", action="store_true", help="join conversations into rows of about --max-length")
+    parser.add_argument("--all-tokens", action="store_true", help="let all tokens count, not only the answers'")
+    parser.add_argument(
+        "--dtype", default="auto", choices=DTYPES, help="precision of the target and its features (auto)"
+    )
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="rows per forward (8)")
     parser.add_argument(
         "--feature-layers", type=int, nargs="+", default=[], metavar="I", help="further hidden states to write (none)"
     )
-    parser.add_argument("--shard-size", default="1GB", metavar="S", help="largest file, held in memory (1GB)")
-    parser.add_argument("--num-samples", type=int, metavar="N", help="conversations to take (all)")
+    parser.add_argument("--shard-size", default="1GB", metavar="S", help="size of a file, held in memory (1GB)")
+    parser.add_argument("--num-samples", type=int, metavar="N", help="conversations to use (all)")
 
     def run(args: argparse.Namespace) -> None:
         from transformers_jakiro.training.features import run_features
@@ -319,17 +329,17 @@ def add_regenerate(subparsers: "argparse._SubParsersAction[argparse.ArgumentPars
         "regenerate",
         help="let a target answer a dataset's prompts: the best data to train its drafter on",
         description="Replace the answers of a dataset by the target's own, turn by turn, and write them as JSON "
-        "lines. Interrupted and run again, it goes on.",
+        "lines. Continues if interrupted and run again.",
     )
     parser.add_argument("--target", required=True, metavar="T", help="folder or Hub id")
     parser.add_argument("--data", required=True, metavar="DATA", help="conversations: JSON-lines file or Hub id")
     parser.add_argument("--output", required=True, metavar="FILE", help="JSON-lines file to write")
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (0)")
-    parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="per answer (512)")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 decodes greedily (0)")
+    parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="tokens per answer (512)")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="prompts answered together (16)")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling (0)")
-    parser.add_argument("--num-samples", type=int, metavar="N", help="conversations to take (all)")
-    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of the target (auto)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (0)")
+    parser.add_argument("--num-samples", type=int, metavar="N", help="conversations to use (all)")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="precision of the target (auto)")
 
     def run(args: argparse.Namespace) -> None:
         from transformers_jakiro.training.regeneration import run_regenerate
@@ -340,6 +350,7 @@ def add_regenerate(subparsers: "argparse._SubParsersAction[argparse.ArgumentPars
 
 
 def _arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of a subcommand as keyword arguments of the function that runs it."""
     return {name: value for name, value in vars(args).items() if name not in ("run", "debug")}
 
 
@@ -348,14 +359,14 @@ def add_push(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = subparsers.add_parser(
         "push",
         help="publish a drafter on the Hub, with a model card",
-        description="Publish a drafter on the Hub: weights, config with its target, a model card with what `jakiro "
-        "bench` measured and how it was trained (the training.json beside a trained drafter) and, if wanted, the "
-        "code. With --output, write that folder and upload nothing.",
+        description="Publish a drafter on the Hub: weights, config with its target, a model card with the figures of "
+        "`jakiro bench` and the training (from the training.json beside a trained drafter), and optionally the code. "
+        "With --output, write that folder and upload nothing.",
     )
     parser.add_argument("draft", metavar="DRAFT", help="folder or Hub id of the drafter")
     parser.add_argument("repo_id", metavar="REPO", help="Hub id to publish it as, org/name")
     parser.add_argument("--output", metavar="DIR", help="folder to write instead of uploading")
-    parser.add_argument("--target", metavar="T", help="Hub id of its target (what the drafter's config says)")
+    parser.add_argument("--target", metavar="T", help="Hub id of its target (the one in the drafter's config)")
     parser.add_argument("--target-revision", metavar="R", help="commit of the target that it was trained for")
     parser.add_argument(
         "--results",
@@ -364,11 +375,11 @@ def add_push(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="JSON",
         help="results.json of `jakiro bench`, one or several (none)",
     )
-    parser.add_argument("--training", metavar="JSON", help="what it was trained on (training.json beside the drafter)")
+    parser.add_argument("--training", metavar="JSON", help="record of its training (training.json beside the drafter)")
     parser.add_argument("--license", metavar="L", help="licence, as the Hub names it (the target's)")
-    parser.add_argument("--tags", nargs="+", default=[], metavar="TAG", help="further tags (none)")
+    parser.add_argument("--tags", nargs="+", default=[], metavar="TAG", help="additional tags (none)")
     parser.add_argument(
-        "--remote-code", action="store_true", help="publish the code, too, for users without this package"
+        "--remote-code", action="store_true", help="also publish the code, for users without this package"
     )
     parser.add_argument("--private", action="store_true", default=None, help="make a new repository private")
 
@@ -381,7 +392,7 @@ def add_push(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def add_train(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """`jakiro train [CONFIG.yaml] --target T --data D`; what follows `train` is parsed by the training itself"""
+    """`jakiro train [CONFIG.yaml] --target T --data D`; `training.command` parses what follows `train`"""
     parser = subparsers.add_parser("train", help="train a drafter for a target")
 
     def run(args: argparse.Namespace) -> None:
@@ -396,35 +407,42 @@ def add_train(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]")
 
 
 def _train_help(prog: str) -> str:
-    """The help of our own training arguments, read from their dataclasses' source: importing them takes seconds."""
+    """The help of `jakiro train`, with our own training arguments but not those of transformers."""
     parser = argparse.ArgumentParser(
         prog=prog,
         usage="%(prog)s [CONFIG.yaml] --target T --data D [options]",
-        description="Train a drafter for a target. The options may stand in a YAML or JSON file; those of the command "
-        "line override it. All of transformers' TrainingArguments are accepted, too, such as --output_dir, "
+        description="Train a drafter for a target. The options may be given in a YAML or JSON file; those on the "
+        "command line override it. All of transformers' TrainingArguments are accepted, too, such as --output_dir, "
         "--learning_rate or --max_steps: --help-all lists them.",
         allow_abbrev=False,
     )
     parser.add_argument("--help-all", action="store_true", help="list transformers' arguments, too, and exit")
-    spec = find_spec("transformers_jakiro")
+    for file, name in (("command.py", "ScriptArguments"), ("arguments.py", "JakiroTrainingArguments")):
+        group = parser.add_argument_group(name)
+        for option, kind, text in _dataclass_options(Path("training", file), name):
+            group.add_argument(option, metavar=kind, help=text.replace("%", "%%"))
+    return parser.format_help()
+
+
+def _dataclass_options(file: Path, name: str) -> Iterator[tuple[str, str, str]]:
+    """
+    The options, types and help texts of a dataclass in a file of the package. They are read from the source, because
+    an import of the package takes seconds and a help text must not.
+    """
+    spec = find_spec("transformers_jakiro")  # does not import it
     assert spec is not None
     assert spec.origin is not None
-    package = Path(spec.origin).parent / "training"
-    for file, name in (("command.py", "ScriptArguments"), ("trainer.py", "JakiroTrainingArguments")):
-        group = parser.add_argument_group(name)
-        module = ast.parse((package / file).read_text(encoding="utf-8"))
-        (definition,) = (node for node in module.body if isinstance(node, ast.ClassDef) and node.name == name)
-        for node in definition.body:
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                assert isinstance(node.value, ast.Call)
-                options = {option.arg: option.value for option in node.value.keywords}  # of `field(...)`
-                default = options.get("default") or getattr(options.get("default_factory"), "body", None)
-                text = ast.literal_eval(options["metadata"])["help"]
-                if default is not None and ast.unparse(default) != "None":
-                    text += f" ({ast.unparse(default)})"
-                metavar = ast.unparse(node.annotation).removesuffix(" | None")
-                group.add_argument(f"--{node.target.id}", metavar=metavar, help=text.replace("%", "%%"))
-    return parser.format_help()
+    module = ast.parse((Path(spec.origin).parent / file).read_text(encoding="utf-8"))
+    (definition,) = (node for node in module.body if isinstance(node, ast.ClassDef) and node.name == name)
+    for node in definition.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            assert isinstance(node.value, ast.Call)
+            arguments = {argument.arg: argument.value for argument in node.value.keywords}  # of `field(...)`
+            default = arguments.get("default") or getattr(arguments.get("default_factory"), "body", None)
+            text = ast.literal_eval(arguments["metadata"])["help"]
+            if default is not None and ast.unparse(default) != "None":
+                text += f" ({ast.unparse(default)})"
+            yield f"--{node.target.id}", ast.unparse(node.annotation).removesuffix(" | None"), text
 
 
 def add_serve(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -432,35 +450,37 @@ def add_serve(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser = subparsers.add_parser(
         "serve",
         help="serve a target with its drafter to OpenAI clients",
-        description="Serve a target with its drafter: transformers' own OpenAI-compatible server "
-        "(/v1/chat/completions, /v1/completions, /v1/responses, /v1/models), which answers one request at a time, in "
-        "the order of arrival. `transformers chat TARGET http://localhost:8000` talks to it. Needs "
+        description="Serve a target with its drafter. This is transformers' own OpenAI-compatible server "
+        "(/v1/chat/completions, /v1/completions, /v1/responses, /v1/models). It answers one request at a time, in the "
+        "order of arrival. `transformers chat TARGET http://localhost:8000` talks to it. Needs "
         "`pip install 'transformers-jakiro[serve]'`.",
     )
-    parser.add_argument("target", metavar="TARGET", help="folder or Hub id; requests name it as it is given here")
+    parser.add_argument("target", metavar="TARGET", help="folder or Hub id; requests must use the same name")
     parser.add_argument("draft", metavar="DRAFT", help="folder or Hub id of its drafter")
-    parser.add_argument("--host", default="localhost", help="address to listen at (localhost)")
-    parser.add_argument("--port", type=int, default=8000, metavar="N", help="port to listen at (8000)")
+    parser.add_argument("--host", default="localhost", help="address to listen on (localhost)")
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="port to listen on (8000)")
     parser.add_argument(
-        "--num-assistant-tokens", type=int, metavar="N", help="nodes per tree (what the drafter's config says)"
+        "--num-assistant-tokens", type=int, metavar="N", help="nodes per tree (default: the drafter's config)"
     )
-    parser.add_argument("--device", default="auto", metavar="D", help="where both models run: cpu, cuda:0, ... (auto)")
+    parser.add_argument("--device", default="auto", metavar="D", help="device of both models: cpu, cuda:0, ... (auto)")
     parser.add_argument("--dtype", default="auto", choices=DTYPES, help="precision of both models (auto)")
     parser.add_argument(
-        "--attn-implementation", metavar="A", help="the target's attention: sdpa, eager, ... (its own)"
+        "--attn-implementation", metavar="A", help="the target's attention: sdpa, eager, ... (default: its config)"
     )
-    parser.add_argument("--quantization", choices=("bnb-4bit", "bnb-8bit"), help="of the target's weights (none)")
-    parser.add_argument("--compile", action="store_true", help="static caches, compiled forwards")
+    parser.add_argument(
+        "--quantization", choices=("bnb-4bit", "bnb-8bit"), help="quantization of the target's weights (none)"
+    )
+    parser.add_argument("--compile", action="store_true", help="use static caches and compiled forwards")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the models")
     parser.add_argument(
-        "--default-seed", type=int, metavar="N", help="of the sampling, set once (none); requests may bring their own"
+        "--default-seed", type=int, metavar="N", help="seed set once at the start (none); a request may set its own"
     )
     parser.add_argument("--enable-cors", action="store_true", help="allow requests from all web pages")
     parser.add_argument(
         "--log-level",
         default="info",
         choices=("debug", "info", "warning", "error"),
-        help="what is logged; info (default) has a line with the speed of each answer",
+        help="detail of the log; info, the default, has a line with the speed of each answer",
     )
 
     def run(args: argparse.Namespace) -> None:
@@ -468,7 +488,7 @@ def add_serve(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]")
             from transformers_jakiro.apps.serving import run_serve
 
             run_serve(**_arguments(args))
-        except KeyboardInterrupt:  # the way to end it
+        except KeyboardInterrupt:  # Ctrl-C is how to end it
             pass
 
     parser.set_defaults(run=run)
@@ -497,10 +517,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv (`Sequence[str]`, *optional*): arguments without the program's name; default `sys.argv`.
 
     Returns:
-        `int`: exit code, 1 after an error of the user's (wrong input, absent file or package), printed as one message.
+        `int`: exit code. It is 1 after an error that the user can mend, such as wrong input or a missing file or
+            package. Such an error is printed as one message.
 
     Raises:
-        SystemExit: after `--help` and `--version` (code 0) and for unknown arguments (code 2).
+        SystemExit: after `--help` and `--version` (code 0), and for unknown arguments (code 2).
     """
     parser = argparse.ArgumentParser(prog="jakiro", description="Jakiro drafters for Hugging Face Transformers.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('transformers-jakiro')}")
@@ -508,9 +529,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for add_command in COMMANDS:
         add_command(subparsers)
-    for subparser in subparsers.choices.values():  # also after the command; absent there must not undo it here
+    for subparser in subparsers.choices.values():  # the flag may also follow the command
         subparser.add_argument(
-            "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+            "--debug",
+            action="store_true",
+            default=argparse.SUPPRESS,  # if it is absent there, it keeps its value from before the command
+            help="show the traceback of an error",
         )
     argv = list(sys.argv[1:] if argv is None else argv)
     command = next((index for index, argument in enumerate(argv) if not argument.startswith("-")), None)

@@ -1,37 +1,41 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """
-Extension of griffe, which reads the package for the API reference: makes Markdown of docstrings in Hugging Face style.
+An extension of griffe, which reads the package for the API reference. It turns docstrings in Hugging Face style into
+Markdown:
 
     Args:
         tokens, scores (`[B, C]`): the candidates.          - **tokens**, **scores** (`[B, C]`): the candidates.
 
-and links of [`DraftTree`], [`~DraftTree.num_nodes`] or [`~transformers_jakiro.core.tree.DraftTree`].
+and [`DraftTree`], [`~DraftTree.num_nodes`] or [`~transformers_jakiro.core.tree.DraftTree`] into links.
 """
 
 import re
 import textwrap
 from collections.abc import Iterator
+from typing import Any
 
-from griffe import Extension, Object, get_logger
+from griffe import Alias, Extension, Object, get_logger
 
 logger = get_logger(__name__)
-LISTS, TEXTS = ("Args", "Attributes", "Raises"), ("Returns", "Example")
+LISTS = ("Args", "Attributes", "Raises")  # sections that are lists of items
+TEXTS = ("Returns", "Example")
 SECTION = re.compile(rf"^({'|'.join(LISTS + TEXTS)}):\n((?:    .*\n|\n)*)", re.MULTILINE)
 REFERENCE = re.compile(r"\[`(~?)([\w.]+)`\](?![\[(])")
 
 
 class HuggingFaceDocstrings(Extension):
-    """See above."""
+    """Rewrites the docstrings of the package once griffe has read it."""
 
-    def on_package(self, *, pkg: Object, **kwargs) -> None:
+    def on_package(self, *, pkg: Object, **kwargs: Any) -> None:
+        """Called by griffe."""
         objects = list(walk(pkg))
-        # classes and functions by their short names, as docstrings refer to them
-        names = {obj.path.removeprefix(f"{obj.module.path}."): obj.path for obj in objects if not obj.is_module}
-        names |= {obj.path: obj.path for obj in objects}
-        names |= {member.path: member.target_path for member in pkg.members.values() if member.is_alias}
+        # docstrings may refer to classes and functions by their short names
+        names: dict[str, str | None] = {obj.path: obj.path for obj in objects}
+        names |= {obj.path.removeprefix(f"{obj.module.path}."): obj.path for obj in objects if not obj.is_module}
+        names |= {member.path: member.target_path for member in pkg.members.values() if isinstance(member, Alias)}
         for obj in objects:
-            if obj.is_module and obj.exports is not None:  # what is defined elsewhere is shown there
+            if obj.is_module and obj.exports is not None:  # a name is shown only where it is defined
                 obj.exports = [name for name in obj.exports if not obj.members[str(name)].is_alias]
             if obj.docstring is not None:
                 known = {**dict.fromkeys(obj.module.members), **names}
@@ -39,34 +43,38 @@ class HuggingFaceDocstrings(Extension):
 
 
 def walk(obj: Object) -> Iterator[Object]:
-    """An object and what is defined in it, that is public and has a docstring, or may hold such."""
+    """An object and all that is defined in it and has a docstring, or is a module or class."""
     yield obj
     for member in obj.members.values():
-        if not member.is_alias and (member.has_docstring or member.is_module or member.is_class):
+        if not isinstance(member, Alias) and (member.has_docstring or member.is_module or member.is_class):
             yield from walk(member)
 
 
 def to_markdown(docstring: str, names: dict[str, str | None], path: str) -> str:
     """
-    A docstring's Markdown. `names`: what can be referred to, and its full path, None for what the reference does not
-    show; `path`: whose docstring it is.
+    The Markdown of a docstring.
+
+    Args:
+        docstring: in Hugging Face style.
+        names: the full path of each name that can be referred to, or None if the reference does not show it.
+        path: that of the object with this docstring, for warnings.
     """
 
-    def section(match: re.Match) -> str:
+    def section(match: re.Match[str]) -> str:
         title, body = match[1], textwrap.dedent(match[2]).strip("\n")
         if title in LISTS:
             body = "\n".join(item(head, text) for head, text in items(body))
         return f"**{title}**\n\n{body}\n\n"
 
-    def reference(match: re.Match) -> str:
+    def reference(match: re.Match[str]) -> str:
         short, name = match.groups()
         shown = name.rpartition(".")[2] if short else name
         if "." in name and name.partition(".")[0].islower() and not name.startswith("transformers_jakiro."):
-            return f"`{shown}`"  # of another package
-        owner = name.rpartition(".")[0]  # of a field without docstring, its class
+            return f"`{shown}`"  # it belongs to another package
+        owner = name.rpartition(".")[0]  # fields without a docstring are shown with their class
         found = name if name in names else owner
         if found not in names:
-            logger.warning("%s refers to `%s`, which is not there", path, name)
+            logger.warning("%s refers to `%s`, which does not exist", path, name)
         target = names.get(found)
         return f"[`{shown}`][{target}]" if target else f"`{shown}`"
 
@@ -74,11 +82,13 @@ def to_markdown(docstring: str, names: dict[str, str | None], path: str) -> str:
 
 
 def items(body: str) -> Iterator[tuple[str, str]]:
-    """Heads and texts of a section's items: an item begins where a line is not indented, unless a head goes on."""
+    """
+    Heads and texts of the items in a section. An item starts at each line that is not indented, unless the line before
+    it ends with a comma.
+    """
     blocks: list[str] = []
     for line in body.split("\n"):
-        goes_on = blocks and (not line or line.startswith(" ") or blocks[-1].endswith(","))
-        if goes_on:
+        if blocks and (not line or line.startswith(" ") or blocks[-1].endswith(",")):
             blocks[-1] += "\n" + line
         else:
             blocks.append(line)
@@ -89,8 +99,9 @@ def items(body: str) -> Iterator[tuple[str, str]]:
 
 
 def head_end(block: str) -> int:
-    """Where the first colon stands that is in no parentheses or code."""
-    depth, code = 0, False
+    """The index of the first colon outside parentheses and code."""
+    depth = 0
+    code = False
     for index, character in enumerate(block):
         if character == "`":
             code = not code
@@ -102,8 +113,8 @@ def head_end(block: str) -> int:
 
 
 def item(head: str, text: str) -> str:
-    """A list item, with the names in a head in bold."""
-    parts = re.split(r"(\([^()]*(?:\([^()]*\)[^()]*)*\))", head)  # what is in parentheses is left as it is
+    """A list item whose names are bold."""
+    parts = re.split(r"(\([^()]*(?:\([^()]*\)[^()]*)*\))", head)  # every second part is in parentheses: left unchanged
     parts[::2] = [re.sub(r"\b[A-Za-z_]\w*", r"**\g<0>**", part) if "`" not in part else part for part in parts[::2]]
     names = "".join(parts)
     return textwrap.indent(f"- {names}: {text}" if text else f"- {names}", "    ").removeprefix("    ")

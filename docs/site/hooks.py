@@ -1,8 +1,8 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """
-Hooks of mkdocs: the page of the command line, made of what each command prints for `--help`; a table of measured
-figures; and links of pages to files of the repository that are not on the site.
+Hooks of mkdocs. They write the page of the command line from the `--help` of each command, fill in a table of
+measured figures, and mend links to files of the repository that are not on the site.
 """
 
 import argparse
@@ -34,16 +34,16 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """
-    Fills in the measured figures. Links to modules of the package go to the API reference, those to other files that
+    Fills in the measured figures. Links to modules of the package go to the API reference; links to other files that
     are not on the site become plain text.
     """
 
-    def link(match: re.Match) -> str:
+    def link(match: re.Match[str]) -> str:
         text, path, _ = match.groups()
         place = posixpath.normpath(posixpath.join(posixpath.dirname(page.file.src_uri), path))
         source = place.removeprefix("../")
         if not os.path.exists(posixpath.join(config.docs_dir, place)):
-            return match[0]  # for mkdocs to complain about
+            return match[0]  # mkdocs will report it
         if source.startswith(PACKAGE) and source.endswith(".py"):
             module = source.removeprefix("src/").removesuffix(".py").replace("/", ".")
             return f"[{text}][{module}]"
@@ -57,7 +57,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def identical(results: Path) -> str:
-    """A table of the measured shares of answers that are plain `generate`'s, token for token."""
+    """A table with the measured share of answers that equal those of plain `generate`, token for token."""
     payload = json.loads(results.read_text(encoding="utf-8"))
     about = {method["name"]: method["description"] for method in payload["methods"]}
     rows = [row for row in payload["summary"] if row["task"] == "mean" and row["method"] != "plain"]
@@ -71,14 +71,14 @@ def identical(results: Path) -> str:
 
 
 def command_line() -> str:
-    """The page, from the parsers of the `jakiro` command."""
+    """The page of the command line, from the parsers of `jakiro`."""
     subparsers = argparse.ArgumentParser(prog="jakiro").add_subparsers()
     for add_command in jakiro_cli.COMMANDS:
         add_command(subparsers)
     parts = [
         "# Command line",
-        "What each command prints for `--help`. Errors of input are one message and exit code 1; `--debug` shows the "
-        "traceback.",
+        "The output of `--help` for each command. An error in the input gives one message and exit code 1; `--debug` "
+        "shows the traceback.",
         block([]),
     ]
     for command in subparsers.choices:
@@ -87,7 +87,7 @@ def command_line() -> str:
 
 
 def block(arguments: list[str]) -> str:
-    """What the command prints for these arguments and `--help`, as a block of code."""
+    """The output of the command for these arguments and `--help`, as a block of code."""
     printed = io.StringIO()
     plain = {"COLUMNS": "90", "NO_COLOR": "1", "TERM": "dumb"}
     with mock.patch.dict(os.environ, plain), redirect_stdout(printed), suppress(SystemExit):

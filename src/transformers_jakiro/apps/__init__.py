@@ -1,3 +1,3 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
-"""What people run: the demo, chat, the page and the server."""
+"""The demo, the chat, the page in the browser, and the server."""

@@ -1,6 +1,6 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
-"""`jakiro chat`: a conversation in the terminal, with the habits of `transformers chat`."""
+"""`jakiro chat`: a conversation in the terminal, with the commands of `transformers chat`."""
 
 import ast
 import time
@@ -21,19 +21,19 @@ with suppress(ImportError):  # on Windows
     import readline  # noqa: F401  lines can be edited and recalled
 
 HELP = """\
-!help                  shows this
+!help                  shows this help
 !status                shows the models and the settings
-!clear                 begins a new conversation
+!clear                 starts a new conversation
 !set NAME=VALUE ...    sets arguments of `generate`, such as temperature=0.7 (0 is greedy) or max_new_tokens=100
-!compare               lets plain `generate` give the last answer again, from the same seed
+!compare               reruns the last answer with plain `generate`, from the same seed
 !save [FILE]           saves the conversation and the settings as JSON
-!exit                  leaves, as the end of the input does (Ctrl-D)
-Ctrl-C stops an answer; what there is of it stays in the conversation."""
+!exit                  leaves, like Ctrl-D
+Ctrl-C stops an answer. The part that was written stays in the conversation."""
 
 
 @dataclass
 class _Turn:
-    """What has been asked last."""
+    """The last question with its answer."""
 
     messages: list[dict[str, str]]
     seed: int
@@ -46,12 +46,12 @@ class ChatSession:
 
     Args:
         pair ([`~transformers_jakiro.apps.answering.Pair`]): the models.
-        settings (`dict`): of [`~transformers_jakiro.apps.answering.Pair.answer`].
-        console (`rich.console.Console`): where to print. Answers have colours only where it has, and nothing but
-            them, their figures and messages is printed where it is no terminal.
-        seed (`int`): of the sampling; every answer has its own, counted from here.
-        system_prompt (`str`, *optional*): what conversations begin with.
-        drafted (`bool`): whether the drafter helps.
+        settings (`dict`): settings of [`~transformers_jakiro.apps.answering.Pair.answer`].
+        console (`rich.console.Console`): where to print. If it is not a terminal, only answers, their figures and
+            messages are printed.
+        seed (`int`): seed of the first answer. Each further answer adds one.
+        system_prompt (`str`, *optional*): the system message that every conversation starts with.
+        drafted (`bool`): whether to use the drafter.
     """
 
     def __init__(
@@ -63,9 +63,11 @@ class ChatSession:
         system_prompt: str | None = None,
         drafted: bool = True,
     ):
-        self._pair, self._console = pair, console
+        self._pair = pair
+        self._console = console
         self.settings = dict(settings)
-        self._seed, self._drafted = seed, drafted
+        self._seed = seed
+        self._drafted = drafted
         self._system = [{"role": "system", "content": system_prompt}] if system_prompt else []
         self.messages = list(self._system)
         self._last: _Turn | None = None
@@ -79,7 +81,7 @@ class ChatSession:
         }
 
     def run(self) -> None:
-        """Reads lines from standard input, until it ends or says `!exit`."""
+        """Reads lines from standard input until it ends or a line is `!exit`."""
         while True:
             try:
                 line = self._console.input("[bold red]<you>:\n" if self._console.is_terminal else "").strip()
@@ -92,12 +94,12 @@ class ChatSession:
                 self.take(line)
 
     def take(self, line: str) -> None:
-        """Obeys a command, or answers."""
+        """Runs a command, or answers a question."""
         try:
             if line.startswith("!"):
                 command, _, rest = line.partition(" ")
                 if command not in self._commands:
-                    raise ValueError(f"{command} is no command. There are:\n{HELP}")
+                    raise ValueError(f"{command} is not a command. The commands are:\n{HELP}")
                 self._commands[command](rest.strip())
             else:
                 self._ask(line)
@@ -112,7 +114,7 @@ class ChatSession:
         self._seed += 1
 
     def _write(self, messages: list[dict[str, str]], seed: int, drafted: bool) -> Answer:
-        """Prints an answer as it is written, then its figures."""
+        """Prints an answer while it is written, then its figures."""
         answer = self._pair.answer(messages, drafted, seed, **self.settings)
         self._heading(f"<{self._pair.names[0]}>:")
         try:
@@ -135,14 +137,14 @@ class ChatSession:
 
     def _compare(self) -> None:
         if self._last is None:
-            raise ValueError("There is no answer yet to compare with plain `generate`.")
+            raise ValueError("There is no answer yet to compare with plain `generate`. Ask something first.")
         last = self._last
         answer = self._write(last.messages, last.seed, drafted=False)
         if answer.stopped or last.answer.stopped:
             return
         same = "the same tokens" if answer.tokens == last.answer.tokens else "other tokens (see `Half precision`)"
         speed_up = last.answer.tokens_per_second / answer.tokens_per_second
-        self._note(f"Plain `generate` gives {same}; the answer above came at {speed_up:.2f} times its speed.")
+        self._note(f"Plain `generate` gives {same}. The answer with the drafter had {speed_up:.2f} times its speed.")
 
     def _set(self, flags: str) -> None:
         settings = {}
@@ -150,15 +152,16 @@ class ChatSession:
         for flag in flags.split():
             name, equals, value = flag.partition("=")
             if not equals:
-                raise ValueError(f"Settings are of the form NAME=VALUE, with a space between several, got {flag}.")
+                raise ValueError(f"Settings have the form NAME=VALUE and are separated by spaces, got {flag}.")
             if name not in known:
-                raise ValueError(f"{name} is no argument of `generate` that can be set.")
+                raise ValueError(f"{name} is not an argument of `generate` that can be set.")
             settings[name] = _parse(value)
         self.settings |= settings
         self._status()
 
     def _clear(self) -> None:
-        self.messages, self._last = list(self._system), None
+        self.messages = list(self._system)
+        self._last = None
         if self._console.is_terminal:
             self._console.clear()
 
@@ -184,7 +187,7 @@ class ChatSession:
 
 
 def _parse(value: str) -> Any:
-    """`0.7`, `[1, 2]`, `true` and `None` as Python has them, anything else as text."""
+    """Python's value of `0.7`, `[1, 2]`, `true` or `None`. Anything else stays a text."""
     try:
         return ast.literal_eval(value.capitalize() if value.lower() in ("true", "false", "none") else value)
     except (ValueError, SyntaxError):
@@ -206,12 +209,14 @@ def run_chat(
     The `jakiro chat` command.
 
     Args:
-        target, draft, dtype: of [`~transformers_jakiro.apps.answering.Pair.load`].
-        temperature: 0 is greedy; default: what the target's generation config says.
-        no_draft: plain `generate`, to compare.
+        target, draft, dtype: see [`~transformers_jakiro.apps.answering.Pair.load`].
+        temperature: 0 is greedy. The default comes from the target's generation config.
+        max_new_tokens: limit of each answer.
+        seed, system_prompt, console: see [`ChatSession`].
+        no_draft: use plain `generate`, for comparison.
 
     Raises:
-        ValueError: if only one of `target` and `draft` is given, or the two do not fit.
+        ValueError: if only one of `target` and `draft` is given, or the two do not fit together.
     """
     console = console or Console(highlight=False)
     with console.status("Loading") if console.is_terminal else nullcontext():
@@ -221,15 +226,15 @@ def run_chat(
     if console.is_terminal:
         console.print("[bold]JAKIRO CHAT[/bold]  !help shows the commands, !exit leaves, Ctrl-C stops an answer.")
         if not no_draft:
-            console.print(Text("What was drafted and accepted is ") + Text("green", style=ACCEPTED) + Text("."))
+            console.print(Text("Accepted drafts are ") + Text("green", style=ACCEPTED) + Text("."))
         if target is None:
             console.print(
-                "A toy target of a few million parameters that knows grade-school math, and little of that. Ask: "
+                "A toy target of a few million parameters that knows a little grade-school math. Ask: "
                 f"{shipped_pair.prompts()[1]}",
                 soft_wrap=True,
             )
     if pair.tokenizer.chat_template is None:
-        console.print("The tokenizer has no chat template: the target goes on from the bare text of the conversation.")
+        console.print("The tokenizer has no chat template: the target continues the bare text of the conversation.")
     session.run()
 
 

@@ -1,9 +1,12 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
-"""`jakiro demo`: answers prompts with the pair that ships, shows what was drafted, compares with plain `generate`."""
+"""
+`jakiro demo`: answers prompts with the pair that ships, shows what was drafted, and compares with plain `generate`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,7 +22,7 @@ from .answering import ACCEPTED, Pair, Step
 
 
 def print_step(step: Step, console: Console) -> None:
-    """A step's text, its accepted run in colour, or in [brackets] where there are no colours."""
+    """Prints the text of a step. Accepted text is in colour, or in [brackets] on a console without colours."""
     for text, accepted in step.runs:
         if accepted and console.color_system is None:
             text = f"[{text}]"
@@ -28,7 +31,16 @@ def print_step(step: Step, console: Console) -> None:
 
 @dataclass
 class DemoResult:
-    """Times in seconds, of one prompt or of several added up."""
+    """
+    Measurements of one prompt, or the sum over several.
+
+    Args:
+        identical: prompts for which both answers have the same tokens.
+        prompts: number of prompts.
+        plain_tokens, plain_seconds: tokens and time of plain `generate`.
+        tokens, seconds: tokens and time with the drafter.
+        accept_lengths: accepted tokens in each forward of the target.
+    """
 
     identical: int = 0
     prompts: int = 0
@@ -55,16 +67,20 @@ def run_demo(
     console: Console | None = None,
 ) -> DemoResult:
     """
-    Answers prompts (default: `num_prompts` held-out GSM8K questions) and prints the comparison with plain `generate`.
+    The `jakiro demo` command: answers prompts and prints a comparison with plain `generate`.
 
     Args:
-        prompts: what to ask.
-        target, draft: folders or Hub ids; default: the pair that ships with the package.
+        prompts: the questions. The default is `num_prompts` questions of GSM8K that the drafter was not trained on.
+        target, draft: folders or Hub ids. The default is the pair that ships with the package.
+        max_new_tokens: limit of each answer.
         temperature: 0 is greedy.
+        dtype: precision of both models.
         show_tree: draw the tree of the step that accepted most.
+        seed: seed of the sampling.
+        console: where to print.
 
     Raises:
-        ValueError: if a prompt is empty, only one of `target` and `draft` is given, or the two do not fit.
+        ValueError: if a prompt is empty, only one of `target` and `draft` is given, or the two do not fit together.
     """
     if any(not prompt.strip() for prompt in prompts):
         raise ValueError("A prompt is empty. Give some text to answer.")
@@ -76,7 +92,7 @@ def run_demo(
     if draft is None:
         console.print(
             "A toy target of a few million parameters, trained on grade-school math: fluent, often wrong. "
-            "What counts is that the drafter changes its speed, not its words."
+            "The point is that the drafter changes its speed, not its words."
         )
     console.print(
         Text("Accepted drafts are ")
@@ -85,37 +101,51 @@ def run_demo(
     )
     total = DemoResult()
     for prompt in prompts:
-        messages = [{"role": "user", "content": prompt}]
-        console.print(f"[bold]{escape(prompt)}[/bold]", soft_wrap=True)
-        answer = pair.answer(messages, **settings)
-        for step in answer:
-            print_step(step, console)
-        console.print()
-        plain = pair.answer(messages, drafted=False, **settings)
-        for _ in plain:
-            pass
-        total += DemoResult(
-            identical=int(plain.tokens == answer.tokens),
-            prompts=1,
-            plain_tokens=plain.num_tokens,
-            plain_seconds=plain.seconds,
-            tokens=answer.num_tokens,
-            seconds=answer.seconds,
-            accept_lengths=answer.accept_lengths,
-        )
-        best = max((step for step in answer.steps if step.tree), key=lambda step: len(step.visited), default=None)
-        if show_tree and best is not None:
-            colour = console.color_system is not None
-            console.print(draw_tree(best.tree, best.visited, pair.tokenizer, colour=colour))
+        total += _answer_twice(pair, prompt, settings, show_tree, console)
         console.print()
     console.print(comparison_table(total))
     return total
 
 
+def _answer_twice(pair: Pair, prompt: str, settings: dict[str, Any], show_tree: bool, console: Console) -> DemoResult:
+    """Answers a prompt with the drafter, in sight, and with plain `generate`."""
+    messages = [{"role": "user", "content": prompt}]
+    console.print(f"[bold]{escape(prompt)}[/bold]", soft_wrap=True)
+    answer = pair.answer(messages, **settings)
+    for step in answer:
+        print_step(step, console)
+    console.print()
+    plain = pair.answer(messages, drafted=False, **settings)
+    for _ in plain:
+        pass
+    if show_tree:
+        steps = [(len(step.visited), step.tree, step.visited) for step in answer.steps if step.tree is not None]
+        if steps:
+            _, tree, visited = max(steps, key=lambda step: step[0])
+            console.print(draw_tree(tree, visited, pair.tokenizer, colour=console.color_system is not None))
+    return DemoResult(
+        identical=int(plain.tokens == answer.tokens),
+        prompts=1,
+        plain_tokens=plain.num_tokens,
+        plain_seconds=plain.seconds,
+        tokens=answer.num_tokens,
+        seconds=answer.seconds,
+        accept_lengths=answer.accept_lengths,
+    )
+
+
 def draw_tree(
     tree: DraftTree, visited: Sequence[int], tokenizer: PreTrainedTokenizerBase, colour: bool = True
 ) -> Tree:
-    """A step's tree, the accepted path in colour, or marked with `*` where there are no colours."""
+    """
+    A step's tree. The accepted path is in colour, or marked with `*` without colours.
+
+    Args:
+        tree ([`DraftTree`]): its first row is drawn.
+        visited: the accepted nodes, the root first.
+        tokenizer: the target's.
+        colour: whether to use colours.
+    """
     tokens, parents = tree.tokens[0].tolist(), tree.parents[0].tolist()
     accepted = set(visited)
 
@@ -125,15 +155,16 @@ def draw_tree(
             return Text(text, style="dim" if colour else "")
         return Text(text, style=ACCEPTED) if colour else Text(f"{text} *")
 
-    root = Tree(label(0), guide_style="dim" if colour else "")
+    summary = f"  {len(tokens) - 1} drafted, {len(visited) - 1} accepted"
+    root = Tree(Text.assemble(label(0), summary), guide_style="dim" if colour else "")
     branches = {0: root}
     for node in range(1, len(tokens)):
         branches[node] = branches[parents[node]].add(label(node))
-    root.label = Text.assemble(root.label, f"  {len(tokens) - 1} drafted, {len(visited) - 1} accepted")
     return root
 
 
 def comparison_table(total: DemoResult) -> Table:
+    """Speed and acceptance of both ways to generate."""
     table = Table(title=f"{total.prompts} prompt{'s' if total.prompts > 1 else ''}, same process")
     for column in ("", "tokens/s", "speed-up", "tokens per target forward", "identical outputs"):
         table.add_column(column, justify="left" if not column else "right")
