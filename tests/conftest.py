@@ -1,47 +1,22 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
-import json
-import multiprocessing
 import os
 import shutil
-import signal
 import subprocess
 import venv
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
 from transformers import LlamaConfig
 
+import transformers_jakiro
+from helpers.original_checkpoints import HEADS, HIDDEN, KV_HEADS, VOCAB
+from helpers.processes import TRANSFORMERS, WarmPython
+
 torch.set_num_threads(1)
-
-HIDDEN, HEADS, KV_HEADS, HEAD_DIM, VOCAB, INNER = 32, 4, 2, 8, 48, 24
-
-
-def run_until_killed(function: Callable[[], Any]) -> None:
-    """Runs `function` in a copy of this process and checks that it dies of SIGKILL, which `function` arranges."""
-    process = multiprocessing.get_context("fork").Process(target=function)
-    process.start()
-    process.join(60)
-    assert process.exitcode == -signal.SIGKILL
-
-
-def kill_at_call(number: int, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, but the process is killed at the given call (the first is 1)."""
-    calls = 0
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*args, **kwargs)
-
-    return counted
+PROCESSES = {"bare_python", "browser", "pythons", "site", "warm_python"}  # fixtures
 
 
 @pytest.fixture(scope="module")  # while it is open, an event loop runs in this thread
@@ -63,6 +38,13 @@ def browser():
 
 
 @pytest.fixture(scope="session")
+def warm_python():
+    """Runs code in processes that have imported transformers, and nothing of ours."""
+    with WarmPython(TRANSFORMERS, environment={**os.environ, "OMP_NUM_THREADS": "1"}) as python:
+        yield python
+
+
+@pytest.fixture(scope="session")
 def bare_python(tmp_path_factory):
     """An interpreter with this one's packages, but for ours."""
     folder = tmp_path_factory.mktemp("environment")
@@ -71,6 +53,8 @@ def bare_python(tmp_path_factory):
     site = subprocess.check_output([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True)
     # the paths that packages lie in, without the links to checkouts that lie beside them
     paths = {str(Path(module.__file__).parents[1]) for module in (torch, transformers)}
+    if str(Path(transformers_jakiro.__file__).parents[1]) in paths:
+        pytest.skip("this package lies beside the others: install it with `pip install --editable`")
     (Path(site.strip()) / "others.pth").write_text("\n".join(paths) + "\n")
     return python
 
@@ -90,7 +74,17 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """The subset that `make test-matrix` runs with each version of transformers."""
+    """
+    Skips tests that need a GPU where there is none. Marks those whose fixtures start processes. `--compat` leaves the
+    tests of `make test-matrix`.
+    """
+    for item in items:
+        if PROCESSES & set(item.fixturenames):
+            item.add_marker(pytest.mark.integration)
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
     if not config.getoption("--compat"):
         return
 
@@ -106,12 +100,9 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(scope="session")
-def golden(request) -> Path:
-    """Numbers of the published implementation; they live next to the repository, not in it."""
-    path = request.config.rootpath.parent / "shared" / "golden"
-    if not path.is_dir():
-        pytest.skip("the golden vectors are not here: expected in ../shared/golden, next to the repository")
-    return path
+def golden() -> Path:
+    """The folder with numbers of the published implementation; its README says what they are."""
+    return Path(__file__).with_name("golden")
 
 
 @pytest.fixture
@@ -142,91 +133,3 @@ def target_config() -> LlamaConfig:
         eos_token_id=[6, 7],
         pad_token_id=8,
     )
-
-
-def make_original(
-    variant: str = "jakiro",
-    num_experts: int = 2,
-    num_layers: int = 1,
-    fc_bias: bool = True,
-    qkv_bias: bool = False,
-    dtype: torch.dtype = torch.float32,
-) -> tuple[dict[str, torch.Tensor], dict]:
-    """
-    Tensors and config of an original checkpoint: `variant` is "jakiro", "star" or "eagle". The names are spelled out
-    here once more, on purpose.
-    """
-    generator = torch.Generator().manual_seed(0)
-    shapes = {"fc.weight": (HIDDEN, 2 * HIDDEN)}
-    if fc_bias:
-        shapes["fc.bias"] = (HIDDEN,)
-    for layer in range(num_layers):
-        prefix = f"layers.{layer}."
-        for name, rows in (("q", HEADS * HEAD_DIM), ("k", KV_HEADS * HEAD_DIM), ("v", KV_HEADS * HEAD_DIM)):
-            shapes[f"{prefix}self_attn.{name}_proj.weight"] = (rows, HIDDEN)
-            if qkv_bias:
-                shapes[f"{prefix}self_attn.{name}_proj.bias"] = (rows,)
-        shapes[f"{prefix}self_attn.o_proj.weight"] = (HIDDEN, HEADS * HEAD_DIM)
-        shapes[f"{prefix}post_attention_layernorm.weight"] = (HIDDEN,)
-        if layer > 0:
-            shapes[f"{prefix}input_layernorm.weight"] = (HIDDEN,)
-        if variant == "eagle":
-            shapes[f"{prefix}mlp.gate_proj.weight"] = (INNER, HIDDEN)
-            shapes[f"{prefix}mlp.up_proj.weight"] = (INNER, HIDDEN)
-            shapes[f"{prefix}mlp.down_proj.weight"] = (HIDDEN, INNER)
-            continue
-        contrastive = variant == "jakiro" and layer == num_layers - 1
-        shapes[f"{prefix}mlp_moe.gate.weight"] = (num_experts + (2 if contrastive else 0), HIDDEN)
-        for expert in range(num_experts):
-            for name in ("gate_proj", "up_proj") if variant == "jakiro" else ("fc",):
-                shapes[f"{prefix}mlp_moe.experts.{expert}.{name}.weight"] = (INNER, HIDDEN)
-            name = "down_proj" if variant == "jakiro" else "proj"
-            shapes[f"{prefix}mlp_moe.experts.{expert}.{name}.weight"] = (HIDDEN, INNER)
-    tensors = {}
-    for name, shape in shapes.items():
-        offset, scale = (1.0, 0.1) if "norm" in name else (0.0, 1.0 if "gate.weight" in name else 0.3)
-        tensors[name] = (offset + scale * torch.randn(shape, generator=generator)).to(dtype)
-    config = {
-        "model_type": "llama",
-        "vocab_size": VOCAB,
-        "hidden_size": HIDDEN,
-        "intermediate_size": 999 if variant == "jakiro" else INNER,
-        "num_hidden_layers": num_layers,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS,
-        "max_position_embeddings": 256,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 5000.0,
-        "hidden_act": "silu",
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-    }
-    if variant != "eagle":
-        config |= {"num_local_experts": num_experts, "num_experts_per_tok": 2}
-    if not fc_bias:
-        config["bias"] = False
-    if qkv_bias:
-        config["qkv_bias"] = True
-    return tensors, config
-
-
-def write_original(folder: Path, tensors: dict, config: dict | None, weights: str = "model.safetensors") -> Path:
-    """Writes a checkpoint folder; `weights` is one of the four names a loader looks for."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if config is not None:
-        (folder / "config.json").write_text(json.dumps(config))
-    if not weights.endswith(".index.json"):
-        save = save_file if weights.endswith(".safetensors") else torch.save
-        save(tensors, folder / weights)
-        return folder
-    stem, suffix = weights.removesuffix(".index.json").split(".")
-    save = save_file if suffix == "safetensors" else torch.save
-    names = sorted(tensors)
-    weight_map = {}
-    for part, chosen in enumerate((names[::2], names[1::2]), start=1):
-        shard = f"{stem}-0000{part}-of-00002.{suffix}"
-        save({name: tensors[name] for name in chosen}, folder / shard)
-        weight_map |= dict.fromkeys(chosen, shard)
-    (folder / weights).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    return folder

@@ -14,11 +14,13 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from targets import VOCAB, compare, make_drafter, make_prompt, make_target, needs_adapter_methods
 from transformers import AutoModel, PreTrainedModel
 
+from helpers.comparing import compare
+from helpers.prompts import make_prompt
+from helpers.targets import VOCAB, make_drafter, make_target, needs_adapter_methods
 from transformers_jakiro import JakiroDraftModel
-from transformers_jakiro.core import candidate_generator
+from transformers_jakiro.core import growing
 from transformers_jakiro.core.target import Target
 from transformers_jakiro.training.objective import DraftingObjective
 from transformers_jakiro.training.trainer import JakiroTrainer, JakiroTrainingArguments
@@ -65,8 +67,8 @@ def recorded_scores() -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
         recorded.append((tokens.clone(), scores.clone()))
         return original(tokens, scores, *args, **kwargs)
 
-    original = candidate_generator.select_tree
-    with mock.patch.object(candidate_generator, "select_tree", select):
+    original = growing.select_tree
+    with mock.patch.object(growing, "select_tree", select):
         yield recorded
 
 

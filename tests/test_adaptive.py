@@ -7,10 +7,13 @@ from unittest import mock
 
 import pytest
 import torch
-from targets import compare, make_drafter, make_prompt, make_target, scored_tree
 
-from transformers_jakiro import JakiroCandidateGenerator
-from transformers_jakiro.core import adaptive, generation
+from helpers.comparing import compare
+from helpers.drafting import LoneDrafter
+from helpers.prompts import make_prompt
+from helpers.targets import make_drafter, make_target
+from helpers.trees import scored_tree
+from transformers_jakiro.core import adaptive
 from transformers_jakiro.core.adaptive import AdaptiveSchedule
 from transformers_jakiro.core.tree import DraftTree
 
@@ -33,14 +36,11 @@ def test_the_text_is_the_same(sampling, always_drafts):
 @pytest.mark.parametrize("options", [{}, {"num_assistant_tokens_schedule": "constant"}])
 def test_only_where_it_is_asked_for(options):
     target = make_target()
-    with mock.patch.object(generation, "AdaptiveSchedule") as schedule:
+    with mock.patch.object(AdaptiveSchedule, "resize", side_effect=lambda tree: tree) as resize:
         target.generate(make_prompt(6), assistant_model=make_drafter(target), max_new_tokens=5, **options)
-        schedule.assert_not_called()
-        schedule.return_value.wants_tree.return_value = False
-        schedule.return_value.depth = 2
-        schedule.return_value.resize.side_effect = lambda tree: tree
+        resize.assert_not_called()
         target.generate(make_prompt(6), assistant_model=make_drafter(target), max_new_tokens=5, **ADAPTIVE)
-        schedule.assert_called_once()
+        resize.assert_called()
 
 
 def star(scores: list[float]) -> DraftTree:
@@ -75,8 +75,9 @@ class World:
         with mock.patch.object(adaptive.time, "perf_counter", side_effect=lambda: self.now):
             while self.tokens < num_tokens:
                 drafted = DraftTree.root_only(tree.tokens[:, 0])
-                if self.schedule.wants_tree():
-                    self.depths.append(self.schedule.depth)
+                budget = self.schedule.budget(num_tokens)
+                if budget.max_depth > 0:
+                    self.depths.append(budget.depth)
                     self.now += self.forward * self.depths[-1]
                     drafted = self.schedule.resize(upper_levels(tree, self.depths[-1]))
                 nodes = drafted.num_nodes - 1
@@ -84,7 +85,7 @@ class World:
                 price = self.base + self.slope * nodes if nodes else self.plain
                 self.now += price if any(self.sizes[:-1]) else 10 * price
                 emitted = 1 + (accepted if nodes else 0)
-                self.schedule.record(drafted, emitted)
+                self.schedule.record(drafted, [[0] * emitted])
                 self.tokens += emitted
 
 
@@ -180,16 +181,15 @@ def test_what_is_read_without_drafting_is_not_lost(padding):
     ids = make_prompt(150)
     with torch.no_grad():
         features = target.model(ids).last_hidden_state
-    embeddings = target.get_input_embeddings()(ids).detach()
     mask = torch.ones(1, 10, dtype=torch.long)
     mask[:, :padding] = 0
-    stepwise, paused = (JakiroCandidateGenerator(draft, target) for _ in range(2))
-    for generator in (stepwise, paused):
-        generator.observe(features[:, :10], embeddings[:, :10], mask)
-        generator.propose(ids[:, 10])
+    stepwise, paused = (LoneDrafter(draft, target) for _ in range(2))
+    for drafter in (stepwise, paused):
+        drafter.observe(features[:, :10], ids[:, :10], mask)
+        drafter.propose(ids[:, 10])
     for position in range(10, 140):
-        for generator in (stepwise, paused):
-            generator.observe(features[:, position : position + 1], embeddings[:, position : position + 1])
+        for drafter in (stepwise, paused):
+            drafter.observe(features[:, position : position + 1], ids[:, position : position + 1])
         tree = stepwise.propose(ids[:, position + 1])
         if position in (12, 30, 139):
             other = paused.propose(ids[:, position + 1])

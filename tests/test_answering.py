@@ -1,6 +1,6 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
-"""Answers that are watched: their text, their steps, and how they end."""
+"""Answers, step by step: their text, their steps, and how they end."""
 
 import threading
 
@@ -47,7 +47,7 @@ def test_an_answer_is_that_of_generate(pair, temperature):
 
 
 def test_characters_of_several_tokens(pair):
-    """No run ends within one; a run that only completes a character gets it."""
+    """No run ends inside a character. A character belongs to the run that completes it."""
     text = "Zoë pays 5 € for 日本茶 😀 and goes.\n"
     tokens = pair.tokenizer.encode(text, add_special_tokens=False)
     assert any("\ufffd" in pair.tokenizer.decode([token]) for token in tokens)
@@ -77,7 +77,7 @@ def test_an_answer_that_ends_within_a_character(pair):
     assert text.endswith("\ufffd")
 
 
-def test_who_stops_looking_stops_the_generation(pair):
+def test_closing_the_iterator_stops_the_generation(pair):
     answer = pair.answer(ASK, max_new_tokens=800, temperature=1.0, min_new_tokens=800)
     forwards = []
     handle = pair.target.register_forward_hook(lambda *_: forwards.append(1))
@@ -107,7 +107,7 @@ def test_what_the_target_has_positions_for(pair):
     answer = written(pair.answer(messages, max_new_tokens=500, min_new_tokens=room))
     assert answer.num_tokens == room
     assert answer.reached_limit
-    with pytest.raises(ValueError, match=rf"has \d+ tokens, the target reads at most {limit}, its answer"):
+    with pytest.raises(ValueError, match=rf"has \d+ tokens, but the target reads at most {limit}, its answer"):
         pair.answer([*messages, *messages])
 
 

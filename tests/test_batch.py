@@ -5,138 +5,44 @@ Batches: row by row the tokens of plain `generate` of that batch, whatever each 
 """
 
 import itertools
-import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
 from unittest import mock
 
 import pytest
 import torch
-from targets import CACHE, CASES, SLIDING, VOCAB, assistance, knowing_tree, make_drafter, make_prompt, make_target
-from transformers import DynamicCache, MaxLengthCriteria, PreTrainedModel, StoppingCriteriaList, TextStreamer
+from transformers import DynamicCache, MaxLengthCriteria, StoppingCriteriaList, TextStreamer
 from transformers.generation import PrefixConstrainedLogitsProcessor
 from transformers.generation.streamers import BaseStreamer
 
-from transformers_jakiro import JakiroCandidateGenerator
-from transformers_jakiro.core import batch, generation
+from helpers.comparing import assistance, compare_batch
+from helpers.knowing import knowing_drafter
+from helpers.prompts import LENGTHS, make_batch, make_prompt
+from helpers.targets import CACHE, CASES, SLIDING, make_drafter, make_target
+from transformers_jakiro.core import choosing, noise, requests, session
 from transformers_jakiro.core import noise as coupling
-from transformers_jakiro.core.noise import BatchCoupling
+from transformers_jakiro.core.jakiro_drafter import JakiroDrafter
+from transformers_jakiro.core.noise import BatchNoise
 from transformers_jakiro.core.tree import DraftTree
 from transformers_jakiro.core.tree_forward import TreeForward
 
 pytestmark = pytest.mark.compat
 
-LENGTHS = (3, 11, 6, 1)
-
-
-def make_batch(lengths: Sequence[int] = LENGTHS, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Prompts of these lengths, padded on the left."""
-    width = max(lengths)
-    ids = torch.zeros(len(lengths), width, dtype=torch.long)
-    for row, length in enumerate(lengths):
-        ids[row, width - length :] = make_prompt(length, seed=seed + row)
-    return {"input_ids": ids, "attention_mask": (ids != 0).long()}
-
-
-@contextmanager
-def knowing_drafter(continuations: Sequence[Sequence[int]], seed: int = 0) -> Iterator[list[DraftTree]]:
-    """
-    Within it, drafters know what the target is going to generate for each row, and draft more or less of it by chance.
-    Yields the list of the proposed trees.
-    """
-    chance, depth, trees = random.Random(seed), 5, []
-
-    class KnowingGenerator(JakiroCandidateGenerator):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            self.place = [0] * len(continuations)
-            self.rows = list(range(len(continuations)))
-
-        def observe(self, features, *args, num_tokens=None, **kwargs):
-            if num_tokens is not None:
-                for row, count in zip(self.rows, num_tokens, strict=True):
-                    self.place[row] += count
-            super().observe(features, *args, num_tokens=num_tokens, **kwargs)
-
-        def select(self, kept):
-            self.rows = [self.rows[row] for row in kept]
-            super().select(kept)
-
-        def propose(self, root, max_depth=None, chain=False, **kwargs):
-            drafted = super().propose(root, max_depth, chain, **kwargs)
-            if drafted.num_nodes == 1:
-                trees.append(drafted)
-                return drafted
-            grown = []
-            for row, token in zip(self.rows, root.tolist(), strict=True):
-                truth = continuations[row][self.place[row] + 1 :][:depth]
-                grown.append(knowing_tree(token, truth, depth, VOCAB, chance, None))
-            size = max(tree.num_nodes for tree in grown)
-            for index, tree in enumerate(grown):  # as many nodes in each row: further children of the root
-                taken = set(tree.tokens[0, 1:][tree.parents[0, 1:] == 0].tolist())
-                more = [token for token in range(VOCAB) if token not in taken][: size - tree.num_nodes]
-                grown[index] = (
-                    torch.cat((tree.tokens[0], torch.tensor(more, dtype=torch.long))),
-                    torch.cat((tree.parents[0], torch.zeros(len(more), dtype=torch.long))),
-                )
-            tokens, parents = (torch.stack(values) for values in zip(*grown, strict=True))
-            trees.append(DraftTree(tokens, parents, max_depth=depth))
-            return trees[-1]
-
-    with mock.patch.object(generation, "JakiroCandidateGenerator", KnowingGenerator):
-        yield trees
-
-
-def compare(
-    target: PreTrainedModel, inputs: dict[str, Any], draft: Any = None, seed: int | None = None, **kwargs: Any
-) -> Any:
-    """
-    Asserts that `generate` with a drafter gives the tokens of plain `generate`, row by row: with the drafter, and with
-    one that knows the continuations. Returns the last output.
-    """
-    draft = draft or make_drafter(target)
-    kwargs = {"do_sample": False, "max_new_tokens": 16, **inputs, **kwargs}
-
-    def run(**extra):
-        torch.manual_seed(seed or 0)
-        output = target.generate(**kwargs, **extra)
-        return output, torch.get_rng_state()
-
-    plain, state = run()
-    ours, our_state = run(assistant_model=draft)
-    assert ours.tolist() == plain.tolist()
-    assert torch.equal(state, our_state)
-    prompt_length = inputs["input_ids"].shape[1]
-    continuations = plain[:, prompt_length:].tolist()
-    with knowing_drafter(continuations, seed=1) as trees:
-        ours, our_state = run(assistant_model=draft)
-        assert ours.tolist() == plain.tolist()
-        assert torch.equal(state, our_state)
-        assert len(trees) < len(continuations[0]) - 1 or len(continuations[0]) < 6, "nothing was accepted"
-        output, _ = run(assistant_model=draft, return_dict_in_generate=True)
-    assert output.sequences.tolist() == plain.tolist()
-    assert len(output.accept_lengths) == len(plain)
-    assert sum(map(sum, output.accept_lengths)) == output.num_accepted_tokens
-    return output
-
 
 @pytest.mark.parametrize(("architecture", "attention"), CASES)
 def test_same_tokens(architecture, attention):
-    output = compare(make_target(architecture, attention=attention), make_batch())
+    output = compare_batch(make_target(architecture, attention=attention), make_batch())
     assert len({tuple(lengths) for lengths in output.accept_lengths}) > 1, "the rows never got ahead of one another"
 
 
 @pytest.mark.parametrize("architecture", SLIDING)
 @pytest.mark.parametrize("window", [4, 9])
 def test_sliding_windows(architecture, window):
-    compare(make_target(architecture, window=window), make_batch((3, 14, 6)), max_new_tokens=24)
+    compare_batch(make_target(architecture, window=window), make_batch((3, 14, 6)), max_new_tokens=24)
 
 
 @pytest.mark.parametrize("batch_size", [2, 5, 16])
 def test_batch_sizes(batch_size):
-    compare(make_target(), make_batch([1 + 5 * row % 12 for row in range(batch_size)]))
-    compare(make_target(), {"input_ids": torch.cat([make_prompt(6, seed=row) for row in range(batch_size)])})
+    compare_batch(make_target(), make_batch([1 + 5 * row % 12 for row in range(batch_size)]))
+    compare_batch(make_target(), {"input_ids": torch.cat([make_prompt(6, seed=row) for row in range(batch_size)])})
 
 
 @pytest.mark.parametrize("returns", [False, True])
@@ -164,14 +70,14 @@ def test_rows_end_at_different_times(returns):
         )
     assert (set(sizes) == {5}) == returns
     assert sizes == sorted(sizes, reverse=True)
-    compare(target, inputs, max_new_tokens=30, eos_token_id=ends)
+    compare_batch(target, inputs, max_new_tokens=30, eos_token_id=ends)
 
 
 def test_rows_that_end_with_their_first_token():
     target, inputs = make_target(), make_batch()
     first = target.generate(**inputs, max_new_tokens=1, do_sample=False)[:, -1]
-    compare(target, inputs, eos_token_id=[first[1].item()])
-    compare(target, inputs, eos_token_id=first.tolist())
+    compare_batch(target, inputs, eos_token_id=[first[1].item()])
+    compare_batch(target, inputs, eos_token_id=first.tolist())
 
 
 def test_a_criterion_without_end_token():
@@ -183,7 +89,7 @@ def test_a_criterion_without_end_token():
     def met(input_ids, scores):
         return torch.tensor([any(int(token) in stops for token in row[7:]) for row in input_ids])
 
-    output = compare(target, inputs, max_new_tokens=24, stopping_criteria=[met])
+    output = compare_batch(target, inputs, max_new_tokens=24, stopping_criteria=[met])
     assert output.sequences.shape[1] < 7 + 24
 
 
@@ -203,13 +109,13 @@ def test_sampling(kwargs, couple):
     target = make_target()
     draft = make_drafter(target, couple_sampling=couple)
     for seed in range(3):
-        compare(target, make_batch(seed=seed), draft, seed=seed, do_sample=True, **kwargs)
+        compare_batch(target, make_batch(seed=seed), draft, seed=seed, do_sample=True, **kwargs)
 
 
 @pytest.fixture
 def reads_wait(monkeypatch):
     """As if on an accelerator."""
-    for module in (batch, generation):
+    for module in (choosing, noise):
         monkeypatch.setattr(module, "reads_wait", lambda device: True)
 
 
@@ -265,19 +171,20 @@ def test_one_wait_per_step(kwargs, lengths, monkeypatch):
 )
 @pytest.mark.usefixtures("reads_wait")
 def test_choices_at_all_nodes_at_once(kwargs, lengths):
-    compare(make_target(), make_batch(lengths), seed=2, **kwargs)
+    compare_batch(make_target(), make_batch(lengths), seed=2, **kwargs)
 
 
 def test_draws_are_made_again_where_they_were_not_kept(monkeypatch):
     monkeypatch.setattr(coupling, "_DRAWN_BYTES", 0)
     target = make_target()
-    with knowing_drafter([target.generate(make_prompt(4), max_new_tokens=60, do_sample=False)[0, 4:].tolist(), []]):
+    continuation = target.generate(make_prompt(4), max_new_tokens=60, do_sample=False)[0, 4:].tolist()
+    with knowing_drafter([continuation, []]):
         inputs = {"input_ids": torch.cat((make_prompt(4), make_prompt(4, seed=3)))}
         kwargs = {"do_sample": True, "top_k": 2, "temperature": 0.1, "max_new_tokens": 60}
         torch.manual_seed(1)
         plain = target.generate(**inputs, **kwargs)
         torch.manual_seed(1)
-        with mock.patch.object(BatchCoupling, "take", autospec=True, side_effect=BatchCoupling.take) as take:
+        with mock.patch.object(BatchNoise, "sample", autospec=True, side_effect=BatchNoise.sample) as take:
             ours = target.generate(**inputs, **kwargs, assistant_model=make_drafter(target))
     assert ours.tolist() == plain.tolist()
     assert take.call_count > 60, "the rows were always together"
@@ -285,7 +192,7 @@ def test_draws_are_made_again_where_they_were_not_kept(monkeypatch):
 
 @pytest.mark.compat(False)
 def test_sampling_on_devices_whose_draws_are_not_known(monkeypatch):
-    monkeypatch.setattr(generation, "can_couple", lambda device: False)
+    monkeypatch.setattr(session, "can_couple", lambda device: False)
     target = make_target()
     torch.manual_seed(0)
     output = target.generate(**make_batch(), do_sample=True, max_new_tokens=9, assistant_model=make_drafter(target))
@@ -295,19 +202,19 @@ def test_sampling_on_devices_whose_draws_are_not_known(monkeypatch):
 def test_several_sequences_per_prompt():
     target = make_target()
     # with the seed 4, rounding decides a draw: two tokens tie to six digits
-    compare(target, make_batch((5, 3)), seed=5, do_sample=True, num_return_sequences=3)
+    compare_batch(target, make_batch((5, 3)), seed=5, do_sample=True, num_return_sequences=3)
 
 
 @pytest.mark.compat(False)
 def test_processors_that_count_rows():
     allowed = {row: list(range(10 * row + 3, 10 * row + 13)) for row in range(4)}
-    output = compare(make_target(), make_batch(), prefix_allowed_tokens_fn=lambda row, ids: allowed[row])
+    output = compare_batch(make_target(), make_batch(), prefix_allowed_tokens_fn=lambda row, ids: allowed[row])
     for row, tokens in enumerate(output.sequences[:, 11:].tolist()):
         assert set(tokens) <= set(allowed[row])
     processor = PrefixConstrainedLogitsProcessor(lambda row, ids: allowed[row], num_beams=1)
-    compare(make_target(), make_batch(), logits_processor=[processor])
-    compare(make_target(), make_batch(), encoder_repetition_penalty=3.0)
-    compare(make_target(), make_batch((6, 9, 9)), encoder_no_repeat_ngram_size=1)
+    compare_batch(make_target(), make_batch(), logits_processor=[processor])
+    compare_batch(make_target(), make_batch(), encoder_repetition_penalty=3.0)
+    compare_batch(make_target(), make_batch((6, 9, 9)), encoder_no_repeat_ngram_size=1)
 
 
 def test_guidance():
@@ -405,12 +312,12 @@ def test_a_cache_of_the_callers(hooked):
 
 
 def test_adaptive_trees():
-    compare(make_target(), make_batch(), num_assistant_tokens_schedule="heuristic", max_new_tokens=40)
+    compare_batch(make_target(), make_batch(), num_assistant_tokens_schedule="heuristic", max_new_tokens=40)
 
 
 @pytest.mark.parametrize("chunk", [2, 5])
 def test_prompts_in_chunks(chunk):
-    compare(make_target(), make_batch(), prefill_chunk_size=chunk)
+    compare_batch(make_target(), make_batch(), prefill_chunk_size=chunk)
 
 
 def test_embeddings_for_prompts():
@@ -427,9 +334,9 @@ def test_embeddings_for_prompts():
 def test_static_trees_and_decoupled_experts():
     target = make_target()
     static = make_drafter(target, static_tree=[[0], [1], [0, 0], [0, 1], [1, 0], [0, 0, 0]])
-    compare(target, make_batch(), static)
-    compare(target, make_batch(), make_drafter(target, head_mode="decoupled"))
-    compare(target, make_batch(), make_drafter(target, head_mode="single", num_experts=1))
+    compare_batch(target, make_batch(), static)
+    compare_batch(target, make_batch(), make_drafter(target, head_mode="decoupled"))
+    compare_batch(target, make_batch(), make_drafter(target, head_mode="single", num_experts=1))
 
 
 def test_the_drafter_reads_each_row_as_if_it_were_alone():
@@ -439,15 +346,15 @@ def test_the_drafter_reads_each_row_as_if_it_were_alone():
     draft.config.batch_trees = {"2": draft.config.tree_fields()}  # no smaller ones
     inputs = make_batch()
     proposed: list[tuple[list[int], DraftTree]] = []
-    propose = JakiroCandidateGenerator.propose
+    propose = JakiroDrafter.propose
 
     def noted(self, root, *args, **kwargs):
         tree = propose(self, root, *args, **kwargs)
-        proposed.append((list(self._lengths), tree))
+        proposed.append((self._context.rows.num_cached, tree))
         return tree
 
     kwargs = {"max_new_tokens": 16, "do_sample": False, "assistant_model": draft, "return_dict_in_generate": True}
-    with mock.patch.object(JakiroCandidateGenerator, "propose", noted):
+    with mock.patch.object(JakiroDrafter, "propose", noted):
         target.generate(**inputs, **kwargs)
         together, proposed = proposed, []
         assert any(len(set(lengths)) > 1 for lengths, _ in together), "the rows never got ahead of one another"
@@ -469,7 +376,7 @@ def test_the_drafter_reads_each_row_as_if_it_were_alone():
 def test_targets_that_verify_chains_only():
     target = make_target()
     with (
-        mock.patch.object(generation, "why_no_trees", return_value="its attention is another"),
+        mock.patch.object(requests, "why_no_trees", return_value="its attention is another"),
         mock.patch.object(target, "forward", side_effect=AssertionError("the prompt was read")),
         pytest.raises(NotImplementedError, match=r"In a batch, .* but its attention is another\. Pass one prompt"),
     ):
@@ -479,6 +386,6 @@ def test_targets_that_verify_chains_only():
 def test_limits():
     target = make_target()
     criteria = StoppingCriteriaList([MaxLengthCriteria(max_length=13)])
-    compare(target, make_batch(), max_new_tokens=1)
-    compare(target, make_batch(), max_new_tokens=2)
-    compare(target, make_batch(), stopping_criteria=criteria)
+    compare_batch(target, make_batch(), max_new_tokens=1)
+    compare_batch(target, make_batch(), max_new_tokens=2)
+    compare_batch(target, make_batch(), stopping_criteria=criteria)

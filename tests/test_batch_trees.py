@@ -5,9 +5,11 @@
 from unittest import mock
 
 import pytest
-from targets import make_drafter, make_prompt, make_target
 
-from transformers_jakiro import JakiroCandidateGenerator, JakiroDraftConfig, JakiroDraftModel
+from helpers.prompts import make_prompt
+from helpers.targets import make_drafter, make_target
+from transformers_jakiro import JakiroDraftConfig, JakiroDraftModel
+from transformers_jakiro.core.jakiro_drafter import JakiroDrafter
 from transformers_jakiro.core.tree import TreeShape
 
 SMALL = {"tree_depth": 2, "tree_width": 2, "tree_top_k": 3, "num_draft_tokens": 4}
@@ -98,7 +100,7 @@ def test_rows_that_leave_change_the_trees():
     inputs["input_ids"][2:, 1] += 1
     plain = target.generate(**inputs, max_new_tokens=30, do_sample=False)[:, 5:]
     ends = [plain[0, 4].item(), plain[1, 12].item()]
-    sizes, propose = [], JakiroCandidateGenerator.propose
+    sizes, propose = [], JakiroDrafter.propose
 
     def noted(self, root, *args, **kwargs):
         tree = propose(self, root, *args, **kwargs)
@@ -107,7 +109,7 @@ def test_rows_that_leave_change_the_trees():
 
     kwargs = {**inputs, "max_new_tokens": 30, "do_sample": False, "eos_token_id": ends, "pad_token_id": 0}
     expected = target.generate(**kwargs)
-    with mock.patch.object(JakiroCandidateGenerator, "propose", noted):
+    with mock.patch.object(JakiroDrafter, "propose", noted):
         ours = target.generate(**kwargs, assistant_model=draft)
         rows = {size[0] for size in sizes}
         assert len(rows) > 1, "no row left early"

@@ -17,13 +17,15 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 import jakiro_cli
 from jakiro_cli import main
+from transformers_jakiro.core import requests
 from transformers_jakiro.core.tree import DraftTree, TreeShape
 from transformers_jakiro.core.tree_forward import TreeForward
 from transformers_jakiro.core.versions import minor_version
 from transformers_jakiro.measuring import benchmark, report
 from transformers_jakiro.measuring.acceptance import tokens_per_forward
-from transformers_jakiro.measuring.benchmark import Benchmark, make_methods, provenance, run_bench, trim_rows
+from transformers_jakiro.measuring.benchmark import Benchmark, BenchOptions, provenance, run_bench, trim_rows
 from transformers_jakiro.measuring.journal import Journal
+from transformers_jakiro.measuring.methods import METHODS, PUBLISHED, make_methods
 from transformers_jakiro.measuring.profiling import TIMED_METHODS, ForwardTimer, StepRecorder, calls_of, parts_of
 from transformers_jakiro.measuring.prompts import SHIPPED, Prompt, gather_prompts, in_batches, read_prompts
 from transformers_jakiro.measuring.summary import (
@@ -39,6 +41,14 @@ from transformers_jakiro.measuring.summary import (
 from transformers_jakiro.pair import DRAFT, TARGET
 
 CHEAP = ["plain", "jakiro", "chain", "prompt_lookup"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_warm_up():
+    """No test looks at how fast the first answer is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark, "_WARM_UP_TOKENS", 4)
+        yield
 
 
 # -- definitions -----------------------------------------------------------------------------------------------------
@@ -224,7 +234,7 @@ def pair():
 
 
 def test_methods_of_the_command_line_are_those_there_are():
-    assert tuple(benchmark.METHODS) == jakiro_cli.BENCH_METHODS
+    assert tuple(METHODS) == jakiro_cli.BENCH_METHODS
 
 
 def test_choosing_methods(pair):
@@ -243,7 +253,7 @@ def test_choosing_methods(pair):
     ]
     (eagle2,) = [method for method in make_methods(target, draft, ["eagle2"], control=draft) if method.draft]
     assert "num_assistant_tokens" not in eagle2.options
-    shape = {name: getattr(draft.config, name) for name in (*benchmark.PUBLISHED, "batch_trees")}
+    shape = {name: getattr(draft.config, name) for name in (*PUBLISHED, "batch_trees")}
     assert eagle2.tree == {**shape, "static_tree": None}
     assert shape["num_draft_tokens"] == 20
     (published,) = [method for method in make_methods(target, draft, ["published"]) if method.draft]
@@ -338,7 +348,7 @@ def test_methods_that_cannot_run_are_named(pair, monkeypatch):
     (reason,) = bench.warm_up([prompts]).values()
     assert reason.startswith("Could not find `num_mtp_layers`")
     assert [method.name for method in bench.methods] == ["plain", "jakiro"]
-    monkeypatch.setattr(benchmark.compat, "check_cache", lambda *arguments: 1 / 0)
+    monkeypatch.setattr(requests, "check_cache", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         bench.warm_up([prompts])
 
@@ -507,11 +517,11 @@ def test_batches_from_end_to_end(tmp_path, pair, capsys):
     refused = ["prompt_lookup", "early_exit", "mtp"]
     options = ["--batch-size", "2", "--control", str(DRAFT), "--assistant-early-exit", "2", "--methods"]
     able = ["plain", "jakiro", "published", "adaptive", "chain", "eagle2"]
-    arguments = [*bench_arguments(folder, file), "--max-new-tokens", "60", *options, *able, *refused]
+    arguments = [*bench_arguments(folder, file), "--max-new-tokens", "40", *options, *able, *refused]
     assert main(arguments) == 0
     out = capsys.readouterr().out
     assert "Left out, as they fill no batch of 2: sums 2, few 0" in out
-    assert "batches of 2 prompts, the first turn of each, 60 new tokens at most" in out
+    assert "batches of 2 prompts, the first turn of each, 40 new tokens at most" in out
     assert "cannot run for this target with batches of 2: " in out
     payload = json.loads((folder / "results.json").read_text())
     schema = json.loads((Path(report.__file__).with_name("results.schema.json")).read_text())
@@ -527,7 +537,7 @@ def test_batches_from_end_to_end(tmp_path, pair, capsys):
         assert (row["ceiling"] is None) == (row["method"] == "plain")
     # the same numbers of tokens as one at a time
     for record, texts in zip(payload["records"], (questions["sums"][:2], questions["more"]), strict=True):
-        bench = Benchmark(target, pair[1], tokenizer, 60)
+        bench = Benchmark(target, pair[1], tokenizer, 40)
         alone = [bench.answer(bench.methods[0], 0, bench.encode(text))[0] for text in texts]
         for result in record["runs"]:
             assert result["new_tokens"] == sum(run.new_tokens for run in alone)
@@ -630,7 +640,7 @@ def test_journal_without_a_file():
 def test_deepened_and_without_plots(tmp_path, prompts, monkeypatch):
     monkeypatch.setattr(report, "find_spec", lambda name: None)
     stream, folder = io.StringIO(), tmp_path / "out"
-    payload = run_bench(
+    options = BenchOptions(
         [str(prompts)],
         target=str(TARGET),
         draft=str(DRAFT),
@@ -640,9 +650,8 @@ def test_deepened_and_without_plots(tmp_path, prompts, monkeypatch):
         deepen=10,
         max_new_tokens=4,
         dtype="float32",
-        output=str(folder),
-        console=Console(file=stream),
     )
+    payload = run_bench(options, output=str(folder), console=Console(file=stream))
     assert "deepened to 10 layers (identity layers inserted)" in stream.getvalue()
     assert "they need matplotlib" in stream.getvalue()
     assert payload["provenance"]["target_config"]["num_hidden_layers"] == 10

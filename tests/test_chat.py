@@ -1,6 +1,6 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
-"""`jakiro chat`, as it is used: lines go in, text comes out."""
+"""`jakiro chat` as users see it: lines in, text out."""
 
 import io
 import json
@@ -25,7 +25,7 @@ FIGURES = re.compile(r"(\d+) tokens in [\d.]+s \([\d.]+ tok/s\)(?:, ([\d.]+) tok
 
 @pytest.fixture
 def chat(monkeypatch, capsys):
-    """Function: lines and arguments → what `jakiro chat` prints, with its lines of figures taken out of the text."""
+    """Function: the output of `jakiro chat` for lines and arguments, as the text without figures, and the figures."""
 
     def run(lines, *arguments):
         monkeypatch.setattr("sys.stdin", io.StringIO("".join(line + "\n" for line in lines)))
@@ -38,7 +38,7 @@ def chat(monkeypatch, capsys):
 
 
 def plain_answers(questions, system=(), **settings):
-    """What plain `generate` answers in a conversation."""
+    """The answers of plain `generate` in a conversation."""
     tokenizer = AutoTokenizer.from_pretrained(TARGET)
     target = AutoModelForCausalLM.from_pretrained(TARGET, dtype=torch.float32).eval()
     messages, answers = list(system), []
@@ -56,7 +56,7 @@ def plain_answers(questions, system=(), **settings):
 
 @pytest.mark.compat
 def test_the_text_is_that_of_generate(chat):
-    """Two turns, the second of which sees the first; no more than the text and its figures in a pipe."""
+    """In two turns, of which the second sees the first. A pipe gets only the text and its figures."""
     questions = [QUESTION, "And how many more does the boy have?"]
     text, figures = chat(["", *questions], "--max-new-tokens", "40")
     assert text == "".join(answer + "\n\n" for answer in plain_answers(questions))
@@ -76,12 +76,12 @@ def test_commands(chat, tmp_path):
     lines = ["!help", "!compare", "one", "!clear", "!set max_new_tokens=8", QUESTION, f"!save {file}", "!compare"]
     text, figures = chat([*lines, "!exit", "not asked any more"], "--max-new-tokens", "4")
     (answer,) = plain_answers([QUESTION], max_new_tokens=8)
-    assert text.startswith("!help                  shows this")
+    assert text.startswith("!help                  shows this help\n")
     assert "There is no answer yet to compare" in text
     assert [found[1] for found in figures] == ["4", "8", "8"]
     assert [found[3] for found in figures] == ["stopped at the token limit"] * 3
     assert text.count(answer) == 2
-    assert "Plain `generate` gives the same tokens; the answer above came at" in text
+    assert "Plain `generate` gives the same tokens. The answer with the drafter had" in text
     saved = json.loads(file.read_text())
     assert saved["settings"]["config"]["max_new_tokens"] == 8
     assert saved["chat_history"] == [
@@ -91,7 +91,7 @@ def test_commands(chat, tmp_path):
 
 
 def test_settings(chat):
-    """Samples are the same for the same seed, `!set` takes what `generate` takes, wrong ones change nothing."""
+    """The same seed gives the same sample. `!set` takes the arguments of `generate`; wrong ones change nothing."""
     sampled = chat([QUESTION], "--temperature", "0.9", "--seed", "3", "--max-new-tokens", "20")[0]
     text = chat(["!set temperature=0.9 top_k=50", QUESTION], "--seed", "3", "--max-new-tokens", "20")[0]
     assert text == f"the toy target that ships with its drafter; max_new_tokens=20 temperature=0.9 top_k=50\n{sampled}"
@@ -99,9 +99,9 @@ def test_settings(chat):
     text, figures = chat(wrong, "--max-new-tokens", "8")
     assert figures == []
     for message in (
-        "Settings are of the form NAME=VALUE, with a space between several, got top_k.",
-        "temprature is no argument of `generate` that can be set.",
-        "!sett is no command. There are:",
+        "Settings have the form NAME=VALUE and are separated by spaces, got top_k.",
+        "temprature is not an argument of `generate` that can be set.",
+        "!sett is not a command. The commands are:",
         "Drafting needs `num_beams=1`, got 2",
         "its drafter; max_new_tokens=8 num_beams=2 do_sample=False\n",
     ):
@@ -118,6 +118,7 @@ def test_without_a_chat_template(chat, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+@pytest.mark.integration
 def test_in_a_terminal():
     """Colours, headings, Ctrl-C, the end of the input."""
     pty = pytest.importorskip("pty")
@@ -125,7 +126,15 @@ def test_in_a_terminal():
     command = [sys.executable, "-m", "jakiro_cli", "chat", "--max-new-tokens", "900", "--temperature", "1"]
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "OMP_NUM_THREADS": "1"}
     environment.pop("NO_COLOR", None)
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, close_fds=True)
+    process = subprocess.Popen(
+        command,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment,
+        # which those that run in the background inherit as ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     os.close(theirs)
     seen = b""
 

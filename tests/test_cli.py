@@ -7,11 +7,11 @@ from importlib.metadata import entry_points, version
 
 import pytest
 import torch
-from conftest import make_original, write_original
 from safetensors.torch import load_file
 
+from helpers.original_checkpoints import make_original, write_original
 from jakiro_cli import main
-from transformers_jakiro.core.modeling_jakiro import JakiroDraftModel
+from transformers_jakiro import JakiroDraftModel
 from transformers_jakiro.pair import TARGET
 from transformers_jakiro.training.features import FeatureDataset
 
@@ -133,6 +133,7 @@ def test_wrong_arguments(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.integration
 def test_help_imports_neither_torch_nor_transformers():
     code = (
         "import sys\n"

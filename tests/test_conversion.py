@@ -6,11 +6,12 @@ import pickle
 
 import pytest
 import torch
-from conftest import HIDDEN, INNER, VOCAB, make_original, write_original
 from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
-from transformers_jakiro.core.configuration_jakiro import JakiroDraftConfig
+import transformers_jakiro
+from helpers.original_checkpoints import HIDDEN, INNER, VOCAB, make_original, write_original
+from transformers_jakiro import JakiroDraftConfig
 from transformers_jakiro.core.modeling_jakiro import JakiroDraftModel
 from transformers_jakiro.hub import conversion
 from transformers_jakiro.hub.conversion import (
@@ -399,15 +400,15 @@ def test_wrong_contents_are_listed(tmp_path):
         ({"fc.weight": torch.zeros(HIDDEN)}, r"`fc.weight` has shape \(32,\), expected a matrix"),
         ({"fc.bias": torch.zeros(HIDDEN, dtype=torch.int8)}, r"is of dtype torch.int8, expected one of float32"),
         ({"fc.bias": torch.full((HIDDEN,), torch.inf)}, r"`fc.bias` \(32,\) holds NaN or infinite"),
-        ({"fc.bias": torch.zeros(HIDDEN, dtype=torch.float16)}, r"`fc.bias` torch.float16: choose one with `dtype`"),
+        ({"fc.bias": torch.zeros(HIDDEN, dtype=torch.float16)}, r"`fc.bias` is torch.float16: choose one"),
         ({"norm.weight": torch.ones(HIDDEN)}, r"`norm.weight` \(32,\) is unexpected"),
         ({"model.fc.weight": torch.ones(HIDDEN)}, r"`model.fc.weight` \(32,\) is unexpected"),
         ({"layers.0.mlp_moe.gate.weight": torch.ones(2, HIDDEN)}, r"gate.weight` has 2 rows, expected 4 for 2 gated"),
         ({"layers.0.mlp_moe.gate.weight": torch.ones(5, HIDDEN)}, r"gate.weight` has 5 rows, expected 4 for 2 gated"),
         ({"layers.7.self_attn.q_proj.weight": torch.ones(2, 2)}, r"layers.1.mlp_moe.gate.weight` is missing"),
         ({"layers.0.mlp_moe.experts.9.up_proj.weight": torch.ones(2, 2)}, r"has 4 rows, expected 5 for 3 gated"),
-        ({"d2t": torch.zeros(3, dtype=torch.int64)}, r"does not tell which of the target's layers it reads"),
-        ({"midlayer.hidden_norm.weight": torch.zeros(3)}, r"does not tell which of the target's layers"),
+        ({"d2t": torch.zeros(3, dtype=torch.int64)}, r"does not say which of the target's layers it reads"),
+        ({"midlayer.hidden_norm.weight": torch.zeros(3)}, r"does not say which of the target's layers"),
         ({"embed_tokens.weight": torch.zeros(49, HIDDEN)}, r"shape \(49, 32\), expected \(48, 32\) by `vocab_size`"),
     ],
 )  # fmt: skip
@@ -439,13 +440,13 @@ def test_changed_tensors_are_refused(tmp_path, change, message):
         ({"rms_norm_eps": "1e-5"}, r"must have `rms_norm_eps`.*got '1e-5'"),
         ({"rope_theta": -1}, r"`rope_theta=-1`, expected a positive number"),
         ({"rope_scaling": [1]}, r"`rope_scaling=\[1\]`, expected null or an object"),
-        ({"rope_scaling": {"type": "spiral"}}, r"rotary type is 'spiral', known are"),
-        ({"rope_scaling": {"type": "linear"}}, r"config that is refused: .*factor"),
-        ({"hidden_act": "sinus"}, r"`hidden_act='sinus'`, which is no activation"),
+        ({"rope_scaling": {"type": "spiral"}}, r"rotary type is 'spiral', expected one of"),
+        ({"rope_scaling": {"type": "linear"}}, r"results in an invalid config: .*factor"),
+        ({"hidden_act": "sinus"}, r"`hidden_act='sinus'`, which is not an activation"),
         ({"bias": False}, r"`fc.bias` is there, but its config.json says `bias=false`"),
         ({"bias": "yes"}, r"`bias='yes'`, expected true or false"),
         ({"qkv_bias": True}, r"q,k,v}_proj.bias` is missing, but its config.json says `qkv_bias=true`"),
-        ({"eos_token_id": "</s>"}, r"config that is refused: .*eos_token_id"),
+        ({"eos_token_id": "</s>"}, r"results in an invalid config: .*eos_token_id"),
         ({"static_tree": [[0, 0]]}, r"`static_tree` must be a tree"),
         ({"model_type": "jakiro_draft"}, r"JakiroDraftModel.from_pretrained"),
     ],
@@ -490,9 +491,9 @@ def test_foreign_checkpoints(tmp_path, target_config):
     config = make_original()[1] | {"speculators_model_type": "dflash"}
     with pytest.raises(ValueError, match=r"speculators_model_type='dflash'`, expected 'eagle3'. Supported are orig"):
         load_original(write_original(tmp_path / "dflash", make_original()[0], config))
-    with pytest.raises(ValueError, match=r"it is no drafter: `fc.weight` is missing"):
+    with pytest.raises(ValueError, match=r"it is not a drafter: `fc.weight` is missing"):
         load_original(write_original(tmp_path / "other", {"x": torch.zeros(2)}, make_original()[1]))
-    with pytest.raises(ValueError, match=r"it is no drafter: .*found 0 tensors"):
+    with pytest.raises(ValueError, match=r"it is not a drafter: .*found 0 tensors"):
         load_original(write_original(tmp_path / "empty", {}, make_original()[1]))
     convert_original(write_original(tmp_path / "src", *make_original()), tmp_path / "converted")
     with pytest.raises(ValueError, match=r"JakiroDraftModel.from_pretrained"):
@@ -558,7 +559,9 @@ def test_convert(tmp_path, kwargs):
     ours = draft.state_dict()
     assert ours.keys() == expected.state_dict().keys()
     assert all(torch.equal(ours[name], tensor) for name, tensor in expected.state_dict().items())
-    assert JakiroDraftModel.from_original(src, dtype="bfloat16").config.head_mode == draft.config.head_mode
+    ours = transformers_jakiro.JakiroDraftModel.from_original(src, dtype="bfloat16")
+    assert type(ours) is transformers_jakiro.JakiroDraftModel
+    assert ours.config.head_mode == draft.config.head_mode
 
 
 def test_convert_into_an_empty_folder_only(tmp_path):
@@ -635,14 +638,14 @@ def test_export(variant, dtype, tmp_path, golden_original):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"num_experts": 3}, r"knows two experts at most, got num_experts=3"),
+        ({"num_experts": 3}, r"supports only two experts at most, got num_experts=3"),
         ({"expert_intermediate_size": 24}, r"as wide as the hidden size \(32\), got expert_intermediate_size=24"),
         ({"num_hidden_layers": 2}, r"one layer with experts, got num_hidden_layers=2"),
         ({"head_dim": 16}, r"heads that make up the hidden size \(32\), got num_attention_heads=4, head_dim=16"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, r"without scaling"),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, **STAR}, r"base of 10000 for Jakiro\*, got"),
         ({"attention_bias": True, **STAR}, r"no bias in the attention of Jakiro\*"),
-        ({"final_norm": True}, r"knows no norm after the experts"),
+        ({"final_norm": True}, r"has no norm after the experts"),
     ],
 )
 def test_export_refuses_what_the_published_code_does_not_run(overrides, message, tmp_path):

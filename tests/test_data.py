@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from targets import HIDDEN, VOCAB, enlarge, make_drafter, make_target
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import (
@@ -22,17 +21,14 @@ from transformers import (
 )
 
 import transformers_jakiro
+from helpers.targets import HIDDEN, VOCAB, enlarge, make_drafter, make_target
 from transformers_jakiro.conversations import read_conversations
 from transformers_jakiro.core.target import Target, check_packing
-from transformers_jakiro.training.data import (
-    JakiroDataCollator,
-    check_tokenizer,
-    prepare_dataset,
-    tokenize_conversation,
-)
+from transformers_jakiro.training.data import JakiroDataCollator, prepare_dataset
 from transformers_jakiro.training.losses import contrastive_parallel_loss
 from transformers_jakiro.training.objective import DraftingObjective
 from transformers_jakiro.training.packing import PackedDataset, best_fit_decreasing, pack_rows
+from transformers_jakiro.training.tokenization import check_tokenizer, tokenize_conversation
 
 MARKED = (
     "bos {% for m in messages %}{{ m['role'] }} {% if m['role'] == 'assistant' %}"
@@ -582,7 +578,9 @@ def test_collator_pads_features_with_zeros():
     ids=["no mask", "first packed", "second packed"],
 )
 def test_collator_refuses_other_rows(rows):
-    with pytest.raises(ValueError, match=r"must hold `input_ids` and `loss_mask`, and all of them or none"):
+    with pytest.raises(
+        ValueError, match=r"must hold `input_ids` and `loss_mask`, and either all or none of them `position_ids`"
+    ):
         JakiroDataCollator(pad_token_id=0)(rows)
 
 
@@ -623,5 +621,5 @@ def test_read_conversations_errors(tmp_path, monkeypatch):
         with pytest.raises(FileNotFoundError, match=r"none.* does not exist"):
             read_conversations(missing)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(OSError, match=r"org/data takes the `datasets` package"):
+    with pytest.raises(OSError, match=r"org/data needs the `datasets` package"):
         read_conversations("org/data")

@@ -4,8 +4,9 @@ import copy
 
 import pytest
 import torch
-from targets import make_drafter, make_prompt, make_target
 
+from helpers.prompts import make_prompt
+from helpers.targets import make_drafter, make_target
 from transformers_jakiro.measuring.deepened import deepen, layer_positions
 
 

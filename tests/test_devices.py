@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from targets import make_drafter, make_prompt, make_target
-from test_batch import make_batch
 from transformers import AutoModelForCausalLM
-from two_processes import launch
+
+from helpers import tensor_parallel_run
+from helpers.processes import launch
+from helpers.prompts import make_batch, make_prompt
+from helpers.targets import make_drafter, make_target
 
 PARTS = ("model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "model.rotary_emb", "lm_head")
 
@@ -35,7 +37,7 @@ def test_offloaded_targets(offloaded, draft_vocab_size, tmp_path):
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
-def test_tensor_parallelism(tmp_path):
+def test_tensor_parallelism(tmp_path, warm_python):
     """Every process makes the same choices."""
     target = make_target()
     target.save_pretrained(tmp_path / "target")
@@ -52,7 +54,7 @@ def test_tensor_parallelism(tmp_path):
             "static": {**greedy, "cache_implementation": "static"},
         },
     }
-    launch(Path(__file__).with_name("tensor_parallel_run.py"), values, tmp_path)
+    launch(warm_python, Path(tensor_parallel_run.__file__), values, tmp_path)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
     assert first["split"] == target.config.intermediate_size // 2

@@ -11,11 +11,13 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from targets import VOCAB, check_output, enlarge, make_drafter, make_prompt, make_target
 from torch import nn
 
-from transformers_jakiro import JakiroDraftConfig, JakiroDraftModel
-from transformers_jakiro.core.candidate_generator import JakiroCandidateGenerator
+from helpers.comparing import check_output
+from helpers.drafting import LoneDrafter
+from helpers.prompts import make_prompt
+from helpers.targets import VOCAB, enlarge, make_drafter, make_target
+from transformers_jakiro import JakiroCandidateGenerator, JakiroDraftConfig, JakiroDraftModel
 from transformers_jakiro.core.target import Target
 from transformers_jakiro.hub.conversion import jakiro_state_dict_to_original
 from transformers_jakiro.measuring.profiling import ForwardTimer
@@ -42,10 +44,10 @@ def restricted(target, token_ids, **overrides):
 
 def propose(target, draft, length=9):
     ids = make_prompt(length)
-    generator = JakiroCandidateGenerator(draft, target)
+    drafter = LoneDrafter(draft, target)
     with torch.no_grad():
-        generator.observe(target.model(ids).last_hidden_state[:, :-1], target.get_input_embeddings()(ids[:, :-1]))
-    return generator.propose(ids[:, -1])
+        drafter.observe(target.model(ids).last_hidden_state[:, :-1], ids[:, :-1])
+    return drafter.propose(ids[:, -1])
 
 
 def make_batch(target, lengths=(14, 9)):
@@ -75,7 +77,7 @@ def test_lossless(kind, within):
     other = [token for token in range(VOCAB) if token not in said]
     token_ids = sorted([*said[::2], *other[:10]]) if within else other[:20]
     ours = target.generate(prompt, **options, assistant_model=restricted(target, token_ids, **KINDS[kind]))
-    check_output(plain, ours, continuation)
+    check_output(plain, ours, [continuation])
     assert ours.num_drafted_tokens > 0
     if not within:
         assert ours.num_accepted_tokens == 0
@@ -91,12 +93,12 @@ def test_the_whole_vocabulary_gives_the_same_trees(kind, architecture):
     part = restricted(target, list(range(VOCAB)), **KINDS[kind])
     trees = []
     for draft in (whole, part):
-        generator = JakiroCandidateGenerator(draft, target)
+        drafter = LoneDrafter(draft, target)
         ids = make_prompt(9)
         with torch.no_grad():
             features = Target(target).features(ids)
-        generator.observe(features[:, :-1], target.get_input_embeddings()(ids[:, :-1]).detach())
-        trees.append(generator.propose(ids[:, -1]))
+        drafter.observe(features[:, :-1], ids[:, :-1])
+        trees.append(drafter.propose(ids[:, -1]))
     assert torch.equal(trees[0].tokens, trees[1].tokens)
     assert torch.equal(trees[0].parents, trees[1].parents)
 
@@ -134,11 +136,11 @@ def test_the_head_multiplies_only_these_rows():
         return linear(features, weight, bias)
 
     ids = make_prompt(9)
-    generator = JakiroCandidateGenerator(draft, target)
+    drafter = LoneDrafter(draft, target)
     with torch.no_grad():
-        generator.observe(target.model(ids).last_hidden_state[:, :-1], target.get_input_embeddings()(ids[:, :-1]))
+        drafter.observe(target.model(ids).last_hidden_state[:, :-1], ids[:, :-1])
     with mock.patch("torch.nn.functional.linear", linear):
-        generator.propose(ids[:, -1])
+        drafter.propose(ids[:, -1])
     heads = [weight for weight in weights if weight.shape[0] in (VOCAB, len(token_ids))]
     assert len(heads) == draft.config.tree_depth - 1  # the last two levels share a call
     assert {weight.shape[0] for weight in heads} == {len(token_ids)}

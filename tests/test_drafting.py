@@ -6,15 +6,18 @@ Drafting against an obvious reference: every path of a tree in a forward of its 
 """
 
 from types import SimpleNamespace
-from unittest import mock
 
 import pytest
 import torch
-from targets import enlarge, make_drafter, make_prompt, make_target
 
+from helpers.drafting import KnownNoise, LoneDrafter
+from helpers.knowing import drafting_with
+from helpers.prompts import make_prompt
+from helpers.targets import enlarge, make_drafter, make_target
+from helpers.trees import token_paths
 from transformers_jakiro import JakiroCandidateGenerator
-from transformers_jakiro.core import generation
 from transformers_jakiro.core.draft_cache import DraftCache
+from transformers_jakiro.core.jakiro_drafter import JakiroDrafter
 from transformers_jakiro.core.noise import SamplingCoupling
 from transformers_jakiro.core.tree import TreeShape
 
@@ -89,15 +92,6 @@ class Reference:
         return set(paths.values()) - {()}
 
 
-def token_paths(tree) -> set[tuple[int, ...]]:
-    tokens, parents = tree.tokens[0].tolist(), tree.parents[0].tolist()
-    paths = [()]
-    for token, parent in zip(tokens[1:], parents[1:], strict=True):
-        paths.append((*paths[parent], token))
-    assert len(set(paths)) == len(paths), "a node is there twice"
-    return set(paths[1:])
-
-
 STATIC = [[0], [1], [2], [0, 0], [0, 2], [2, 1], [0, 0, 1], [0, 2, 0], [2, 1, 0], [0, 0, 1, 0], [0, 0, 1, 3]]
 STAR = {"head_mode": "decoupled", "gated_experts": False, "hidden_act": "gelu"}
 DRAFTERS = {
@@ -133,24 +127,22 @@ def test_trees_step_by_step(name, padding, sampling_temperature):
     ids = make_prompt(22)
     with torch.no_grad():
         features = target.model(ids).last_hidden_state
-    embeddings = target.get_input_embeddings()(ids).detach()
     junk = torch.randn(1, padding, 32, generator=torch.Generator().manual_seed(0))
-    padded_features, padded_embeddings = torch.cat((junk, features), dim=1), torch.cat((junk, embeddings), dim=1)
+    padded_features, padded_ids = torch.cat((junk, features), dim=1), torch.nn.functional.pad(ids, (padding, 0))
     mask = torch.ones(1, padding + 10, dtype=torch.long)
     mask[:, :padding] = 0
 
     coupling, scaled_noise = None, None
     if sampling_temperature is not None:
         noise = torch.randn(config.tree_depth, config.vocab_size, generator=torch.Generator().manual_seed(3))
-        coupling = SamplingCoupling(sampling_temperature, [], config.vocab_size, torch.device("cpu"))
-        coupling.noise = lambda num_draws: noise[:num_draws]
+        coupling = SamplingCoupling(KnownNoise(noise), sampling_temperature, [], torch.device("cpu"))
         scaled_noise = sampling_temperature * noise
-    generator = JakiroCandidateGenerator(draft, target, coupling=coupling)
+    drafter = LoneDrafter(draft, target, TreeShape.from_config(config), coupling=coupling)
     for start, end in ((0, 6), (6, padding + 10)):
-        generator.observe(padded_features[:, start:end], padded_embeddings[:, start:end], mask[:, start:end])
+        drafter.observe(padded_features[:, start:end], padded_ids[:, start:end], mask[:, start:end])
     read = 10
     for accepted in (1, 4, 2, 3):
-        tree = generator.propose(ids[:, read])
+        tree = drafter.propose(ids[:, read])
         reference = Reference(target, draft, ids[:, : read + 1], features[:, :read], scaled_noise)
         two_levels = config.head_mode == "contrastive"
         if config.static_tree is not None:
@@ -161,7 +153,7 @@ def test_trees_step_by_step(name, padding, sampling_temperature):
             shape = (config.tree_depth, config.tree_top_k, width, config.num_draft_tokens)
             expected = reference.dynamic(*shape, two_levels and config.tree_depth > 1)
         assert token_paths(tree) == expected
-        generator.observe(features[:, read : read + accepted], embeddings[:, read : read + accepted])
+        drafter.observe(features[:, read : read + accepted], ids[:, read : read + accepted])
         read += accepted
 
 
@@ -213,9 +205,9 @@ def test_trees_near_the_length_limit(depth, static_tree):
         features = target.model(ids).last_hidden_state[:, :-1]
     trees = []
     for max_depth in (None, depth):
-        generator = JakiroCandidateGenerator(draft, target)
-        generator.observe(features, target.get_input_embeddings()(ids[:, :-1]))
-        trees.append(token_paths(generator.propose(ids[:, -1], max_depth=max_depth)))
+        drafter = LoneDrafter(draft, target)
+        drafter.observe(features, ids[:, :-1])
+        trees.append(token_paths(drafter.propose(ids[:, -1], max_depth=max_depth)))
     whole, cut = trees
     assert max(map(len, whole)) == 4
     assert cut == {path for path in whole if len(path) <= depth}
@@ -230,9 +222,9 @@ def test_forwards_per_tree(depth):
         calls = []
         draft.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         ids = make_prompt(9)
-        generator = JakiroCandidateGenerator(draft, target)
-        generator.observe(torch.randn(1, 8, 32), torch.randn(1, 8, 32))
-        tree = generator.propose(ids[:, -1])
+        drafter = LoneDrafter(draft, target)
+        drafter.observe(torch.randn(1, 8, 32), ids[:, :-1])
+        tree = drafter.propose(ids[:, -1])
         assert len(calls) == expected
         assert int(tree.depths.max()) == depth
 
@@ -268,13 +260,13 @@ def test_tree_temperature_follows_the_sampling(sampling, config_value, expected,
     draft = make_drafter(target, tree_temperature=config_value, couple_sampling=coupled)
     shapes = []
 
-    class Recording(JakiroCandidateGenerator):
-        def __init__(self, draft_model, target, shape, coupling):
-            shapes.append(shape)
-            assert (coupling is not None) == (coupled and sampling["do_sample"])
-            super().__init__(draft_model, target, shape, coupling=coupling)
+    class Recording(JakiroDrafter):
+        def __init__(self, assistant, context):
+            super().__init__(assistant, context)
+            shapes.append(self.shape)
+            assert (context.coupling is not None) == sampling["do_sample"]
 
-    with mock.patch.object(generation, "JakiroCandidateGenerator", Recording):
+    with drafting_with(Recording):
         target.generate(make_prompt(4), assistant_model=draft, max_new_tokens=2, **sampling)
     if coupled and config_value is None:
         expected = 0.65  # as sure as greedy decoding
@@ -294,7 +286,8 @@ def test_draft_cache_holds_what_was_written():
             assert torch.equal(keys, kept[layer])
             assert torch.equal(values, -kept[layer])
             kept[layer] = kept[layer][:, :, : kept[layer].shape[2] - dropped]
-        cache.truncate(kept[0].shape[2])
+        cache.lengths = [kept[0].shape[2]]
+        cache.end_forward()
         assert cache.get_seq_length() == kept[0].shape[2]
 
 

@@ -6,26 +6,39 @@ out with loops over positions, under the original names.
 """
 
 import json
+from functools import cache
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import write_original
-from reference import attention, expert, rms_norm
 from safetensors.torch import load_file
-from targets import CONTEXT, HIDDEN, SPECIAL, VOCAB, check_output, make_prompt, make_target
-from test_drafting import token_paths
+from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from transformers_jakiro import JakiroCandidateGenerator, JakiroDraftConfig, JakiroDraftModel
+from helpers.comparing import check_output
+from helpers.drafting import LoneDrafter
+from helpers.eagle3_checkpoints import (
+    DEFAULT_LAYERS,
+    EPS,
+    HEADS,
+    INNER,
+    NUM_LAYERS,
+    THETA,
+    feature_layers,
+    make_eagle3,
+)
+from helpers.original_checkpoints import write_original
+from helpers.prompts import make_prompt
+from helpers.reference import attention, expert, rms_norm
+from helpers.targets import HIDDEN, SPECIAL, VOCAB, make_target
+from helpers.trees import token_paths
+from transformers_jakiro import JakiroDraftConfig, JakiroDraftModel
 from transformers_jakiro.core.draft_cache import DraftCache
 from transformers_jakiro.core.target import Target
-from transformers_jakiro.core.tree import TreeShape
 from transformers_jakiro.hub.conversion import convert_original, jakiro_state_dict_to_original, load_original
+from transformers_jakiro.training.arguments import JakiroTrainingArguments
 from transformers_jakiro.training.initialization import new_drafter, upcycle
-from transformers_jakiro.training.trainer import JakiroTrainer, JakiroTrainingArguments
+from transformers_jakiro.training.trainer import JakiroTrainer
 
-INNER, HEADS, KV_HEADS, HEAD_DIM, NUM_LAYERS, EPS, THETA = 40, 4, 2, 8, 8, 1e-5, 500.0
-DEFAULT_LAYERS = [2, 4, 5]  # 2, L // 2, L - 3
 TREE = {"tree_depth": 3, "tree_top_k": 3, "tree_width": 2, "num_draft_tokens": 9, "tree_temperature": 1.0}
 
 CHECKPOINTS = {
@@ -42,86 +55,6 @@ CHECKPOINTS = {
     "speculators, one norm before fc": {"speculators": True, "norm_before_fc": True, "layers": [1, 3, 4, 6]},
     "speculators, two layers": {"speculators": True, "num_layers": 2, "attention_bias": True, "layers": [0, 2, 7]},
 }
-
-
-def feature_layers(options: dict) -> list[int]:
-    if "eagle_config" in options:  # names the layers whose output it is
-        return [layer + 1 for layer in options["eagle_config"]["eagle_aux_hidden_state_layer_ids"]]
-    return options.get("layers") or DEFAULT_LAYERS
-
-
-def make_eagle3(**options) -> tuple[dict[str, torch.Tensor], dict]:
-    """Tensors and config of a checkpoint."""
-    speculators, hidden = options.get("speculators", False), options.get("hidden", HIDDEN)
-    num_drafted, num_layers = options.get("num_drafted", 40), options.get("num_layers", 1)
-    num_features = len(feature_layers(options))
-    shapes = {"fc.weight": (hidden, num_features * HIDDEN), "norm.weight": (hidden,)}
-    if options.get("head", True):
-        shapes["lm_head.weight"] = (num_drafted, hidden)
-    if speculators or hidden != HIDDEN:
-        shapes["embed_tokens.weight"] = (VOCAB, hidden)
-    if options.get("fc_norm"):
-        shapes |= {f"fc_norm.{i}.weight": (HIDDEN,) for i in range(num_features)}
-    if options.get("norm_before_fc"):
-        shapes["input_norm.weight"] = (num_features * HIDDEN,)
-    for index in range(num_layers):
-        prefix = f"layers.{index}." if speculators else "midlayer."
-        for name, heads in (("q", HEADS), ("k", KV_HEADS), ("v", KV_HEADS)):
-            width = 2 * hidden if index == 0 else hidden
-            shapes[f"{prefix}self_attn.{name}_proj.weight"] = (heads * HEAD_DIM, width)
-            if options.get("attention_bias"):
-                shapes[f"{prefix}self_attn.{name}_proj.bias"] = (heads * HEAD_DIM,)
-        shapes[f"{prefix}self_attn.o_proj.weight"] = (hidden, HEADS * HEAD_DIM)
-        for name in ("input_layernorm", "post_attention_layernorm", *(["hidden_norm"] if index == 0 else [])):
-            shapes[f"{prefix}{name}.weight"] = (hidden,)
-        for name in ("gate", "up"):
-            shapes[f"{prefix}mlp.{name}_proj.weight"] = (INNER, hidden)
-        shapes[f"{prefix}mlp.down_proj.weight"] = (hidden, INNER)
-    generator = torch.Generator().manual_seed(0)
-    tensors = {}
-    for name, shape in shapes.items():
-        offset, scale = (1.0, 0.2) if "norm" in name else (0.0, 0.3)
-        tensors[name] = offset + scale * torch.randn(shape, generator=generator)
-    if num_drafted < VOCAB:
-        token_ids = torch.randperm(VOCAB, generator=generator)[:num_drafted].sort().values
-        tensors["d2t"] = token_ids - torch.arange(num_drafted)
-        tensors["t2d"] = torch.zeros(VOCAB, dtype=torch.bool).index_fill(0, token_ids, True)
-    layer_config = {
-        "model_type": "llama",
-        "vocab_size": VOCAB,
-        "hidden_size": hidden,
-        "intermediate_size": INNER,
-        "num_hidden_layers": num_layers,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS,
-        "head_dim": HEAD_DIM,
-        "rms_norm_eps": EPS,
-        "rope_theta": THETA,
-        "rope_scaling": None,
-        "hidden_act": "silu",
-        "max_position_embeddings": CONTEXT,
-        "attention_bias": options.get("attention_bias", False),
-    }
-    config = {"draft_vocab_size": num_drafted}
-    names = ("norm_before_residual", "norm_output", "norm_before_fc", "fc_norm", "eagle_config")
-    config |= {name: options[name] for name in names if name in options}
-    if hidden != HIDDEN:
-        config["target_hidden_size"] = HIDDEN
-    if not speculators:
-        prefix, top = options.get("prefix", ""), ("lm_head.weight", "d2t", "t2d")
-        tensors = {name if name in top else prefix + name: tensor for name, tensor in tensors.items()}
-        return tensors, {**layer_config, **config, "architectures": ["LlamaForCausalLMEagle3"], "bias": False}
-    return tensors, {
-        **config,
-        "architectures": ["Eagle3Speculator"],
-        "speculators_model_type": "eagle3",
-        "speculators_version": "0.5.0",
-        "speculators_config": {"algorithm": "eagle3", "verifier": {"name_or_path": "org/target"}},
-        "eagle_aux_hidden_state_layer_ids": options.get("layers"),
-        "embed_requires_grad": False,
-        "target_hidden_size": None,
-        "transformer_layer_config": layer_config,
-    }
 
 
 def load(folder, target, **options):
@@ -240,32 +173,37 @@ def test_features_and_trees(name, tmp_path):
     torch.testing.assert_close(got, torch.stack(expected[len(reference.states) :]), **tolerance)
     torch.testing.assert_close(draft.draft_head(seen)(got[-1]), expected_logits, **tolerance)
 
-    generator = JakiroCandidateGenerator(draft, target, TreeShape.from_config(draft.config))
-    generator.observe(read, seen.embed(ids[:, :-1]))
-    assert token_paths(generator.propose(ids[:, -1])) == reference.tree()
+    drafter = LoneDrafter(draft, target)
+    drafter.observe(read, ids[:, :-1])
+    assert token_paths(drafter.propose(ids[:, -1])) == reference.tree()
+
+
+def answer(do_sample: bool, draft: JakiroDraftModel | None = None) -> GenerateDecoderOnlyOutput:
+    prompt = make_prompt(11)
+    options = {"do_sample": True, "temperature": 0.9} if do_sample else {"do_sample": False}
+    torch.manual_seed(0)
+    return make_target(num_layers=NUM_LAYERS).generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=20,
+        return_dict_in_generate=True,
+        assistant_model=draft,
+        **options,
+    )
+
+
+plain_answer = cache(answer)
 
 
 @pytest.mark.compat
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_generation_is_lossless(name, tmp_path):
-    target, prompt = make_target(num_layers=NUM_LAYERS), make_prompt(11)
+    target = make_target(num_layers=NUM_LAYERS)
     _, draft = load(tmp_path, target, **CHECKPOINTS[name])
-    for options in ({"do_sample": False}, {"do_sample": True, "temperature": 0.9}):
-        outputs = []
-        for extra in ({}, {"assistant_model": draft}):
-            torch.manual_seed(0)
-            outputs.append(
-                target.generate(
-                    prompt,
-                    attention_mask=torch.ones_like(prompt),
-                    max_new_tokens=20,
-                    return_dict_in_generate=True,
-                    **options,
-                    **extra,
-                )
-            )
-        check_output(*outputs, outputs[0].sequences[0, 11:].tolist())
-        assert outputs[1].num_drafted_tokens > 0
+    for do_sample in (False, True):
+        plain, ours = plain_answer(do_sample), answer(do_sample, draft)
+        check_output(plain, ours, plain.sequences[:, 11:].tolist())
+        assert ours.num_drafted_tokens > 0
 
 
 @pytest.mark.compat
@@ -424,7 +362,7 @@ def test_wrong_checkpoints(options, change, message, tmp_path):
 
 def test_what_it_reads_must_be_known(tmp_path):
     path = write_original(tmp_path, *make_eagle3())
-    with pytest.raises(ValueError, match=r"Give `target`, whose number of layers tells"):
+    with pytest.raises(ValueError, match=r"depends on the target's number of layers\. Give `target`"):
         load_original(path)
     with pytest.raises(ValueError, match=r"`feature_layers` must be increasing"):  # 2, 1, -1
         load_original(path, target=make_target().config)

@@ -2,8 +2,8 @@
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 import pytest
 import torch
-from targets import make_drafter, make_target
 
+from helpers.targets import make_drafter, make_target
 from transformers_jakiro.core.target import Target
 from transformers_jakiro.training.losses import load_balancing_loss
 from transformers_jakiro.training.metrics import expert_load, expert_overlap

@@ -6,9 +6,11 @@ from unittest import mock
 
 import pytest
 import torch
-from targets import make_prompt, make_target
 
-from transformers_jakiro import JakiroCandidateGenerator, JakiroDraftConfig, JakiroDraftModel
+from helpers.prompts import make_prompt
+from helpers.targets import make_target
+from transformers_jakiro import JakiroDraftConfig, JakiroDraftModel
+from transformers_jakiro.core.jakiro_drafter import JakiroDrafter
 from transformers_jakiro.core.target import Target
 from transformers_jakiro.training.features import write_features
 from transformers_jakiro.training.initialization import new_drafter
@@ -61,13 +63,13 @@ def test_drafting_reads_what_training_reads():
     target, draft = make_pair()
     prompt = make_prompt(7)
     observed = []
-    observe = JakiroCandidateGenerator.observe
+    observe = JakiroDrafter.observe
 
-    def record(self, features, *args, **kwargs):
-        observed.append(features)
-        observe(self, features, *args, **kwargs)
+    def record(self, observation):
+        observed.append(observation.features)
+        observe(self, observation)
 
-    with mock.patch.object(JakiroCandidateGenerator, "observe", record):
+    with mock.patch.object(JakiroDrafter, "observe", record):
         text = target.generate(
             prompt, attention_mask=torch.ones_like(prompt), assistant_model=draft, max_new_tokens=16, do_sample=False
         )

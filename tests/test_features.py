@@ -8,12 +8,12 @@ from collections import namedtuple
 
 import pytest
 import torch
-from conftest import kill_at_call, run_until_killed
 from safetensors.torch import save
-from targets import HIDDEN, VOCAB, make_target
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from helpers.processes import kill_at_call, run_until_killed
+from helpers.targets import HIDDEN, VOCAB, make_target
 from transformers_jakiro.core.target import Target
 from transformers_jakiro.training import features as features_module
 from transformers_jakiro.training.data import JakiroDataCollator
@@ -97,6 +97,7 @@ def test_stored_dtype(write):
 
 
 @pytest.mark.parametrize("moment", ["the fourth forward", "the second shard's last byte", "the second shard's name"])
+@pytest.mark.integration
 def test_killed_and_resumed(write, tmp_path, monkeypatch, moment):
     write("whole")
 
@@ -228,7 +229,7 @@ def test_damaged_store(write, damage, error, message):
     ("content", "message"),
     [
         (b"no safetensors", r"is not a safetensors file"),
-        (save({"other": torch.zeros(3)}), r"is not the shard that index\.json describes: expected .*'offsets'"),
+        (save({"other": torch.zeros(3)}), r"is not the shard described in index\.json: expected .*'offsets'"),
     ],
 )
 def test_foreign_shard(write, content, message):

@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import GenerationMixin, LlamaConfig, LlamaForCausalLM
 
+from helpers.drafting import LoneDrafter
+from helpers.trees import leaf_paths
 from transformers_jakiro import JakiroCandidateGenerator, JakiroDraftModel
 from transformers_jakiro.hub.conversion import jakiro_state_dict_to_original
 from transformers_jakiro.training.losses import contrastive_parallel_loss
@@ -45,17 +47,16 @@ def test_trees(golden, pair, name, chunks):
     expected = load_file(golden / name / "trees.safetensors")
     for index in range(4):
         ids, features = expected[f"{index}.ids"], expected[f"{index}.hidden_states"]
-        generator = JakiroCandidateGenerator(draft, target)
-        embeddings = generator.target.embed(ids[:, :-1])
-        for part in zip(features.chunk(chunks, dim=1), embeddings.chunk(chunks, dim=1), strict=True):
-            generator.observe(*part)
+        drafter = LoneDrafter(draft, target)
+        for part in zip(features.chunk(chunks, dim=1), ids[:, :-1].chunk(chunks, dim=1), strict=True):
+            drafter.observe(*part)
         for attempt in range(2):  # a tree leaves no trace in the drafter's cache
             if attempt:
-                generator = JakiroCandidateGenerator(draft, target)
-                generator.observe(features[:, :5], embeddings[:, :5])
-                generator.propose(ids[:, 5])
-                generator.observe(features[:, 5:], embeddings[:, 5:])
-            tree = generator.propose(ids[:, -1])
+                drafter = LoneDrafter(draft, target)
+                drafter.observe(features[:, :5], ids[:, :5])
+                drafter.propose(ids[:, 5])
+                drafter.observe(features[:, 5:], ids[:, 5:-1])
+            tree = drafter.propose(ids[:, -1])
             gathered = f"{index}.gathered."
             assert torch.equal(tree.tokens, expected[gathered + "draft_tokens"])
             assert torch.equal(tree.depths[0], expected[gathered + "tree_position_ids"])
@@ -63,7 +64,7 @@ def test_trees(golden, pair, name, chunks):
             paths = {
                 tuple(node for node in path if node >= 0) for path in expected[gathered + "retrieve_indices"].tolist()
             }
-            assert {tuple(path) for path in tree.leaf_paths()[0]} == paths
+            assert {tuple(path) for path in leaf_paths(tree)} == paths
 
 
 def test_published_trees_are_others(golden):

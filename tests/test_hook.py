@@ -3,24 +3,11 @@
 """The hook in `generate`: what it leaves alone, and what is refused with a drafter."""
 
 import copy
-import subprocess
-import sys
 import warnings
 from collections import Counter
 
 import pytest
 import torch
-from targets import (
-    CACHE,
-    LLAMA_LIKE,
-    SPECIAL,
-    VOCAB,
-    compare,
-    enlarge,
-    make_drafter,
-    make_prompt,
-    make_target,
-)
 from transformers import (
     AutoModelForCausalLM,
     Cache,
@@ -40,6 +27,9 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer, QuantizedLayer
 
+from helpers.comparing import compare
+from helpers.prompts import make_prompt
+from helpers.targets import CACHE, LLAMA_LIKE, SPECIAL, VOCAB, enlarge, make_drafter, make_target
 from transformers_jakiro import (
     IncompatibleTransformersError,
     JakiroCandidateGenerator,
@@ -133,13 +123,9 @@ def test_missing_methods_are_named(no_hook, monkeypatch, name):
         install_generation_hook()
 
 
-def run_python(code: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-
-
 @pytest.mark.compat(False)
-def test_import_has_no_side_effects():
-    result = run_python(
+def test_import_has_no_side_effects(warm_python):
+    result = warm_python.run(
         """
 import logging, random, sys, warnings
 import numpy, torch, transformers
@@ -183,8 +169,8 @@ print("as it was")
 
 
 @pytest.mark.compat(False)
-def test_import_with_an_incompatible_transformers_warns_and_works():
-    result = run_python(
+def test_import_with_an_incompatible_transformers_warns_and_works(warm_python):
+    result = warm_python.run(
         """
 import warnings
 from transformers import GenerationMixin
@@ -361,7 +347,7 @@ def test_encoder_decoder_targets(way):
     target = T5ForConditionalGeneration(config).eval()
     draft = JakiroDraftModel(JakiroDraftConfig(vocab_size=VOCAB, hidden_size=32, num_attention_heads=4)).eval()
     with pytest.raises(
-        NotImplementedError, match=r"decoder-only target, T5ForConditionalGeneration is an encoder-dec"
+        NotImplementedError, match=r"decoder-only target, and T5ForConditionalGeneration is an encoder-dec"
     ):
         way(target, draft)
 

@@ -22,10 +22,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_original, write_original
 from safetensors.torch import load_file
-from test_eagle3 import make_eagle3
 
+from helpers.eagle3_checkpoints import make_eagle3
+from helpers.original_checkpoints import make_original, write_original
 from transformers_jakiro import JakiroDraftConfig, JakiroDraftModel
 from transformers_jakiro.hub.conversion import convert_original, load_original
 

@@ -5,16 +5,18 @@
 import json
 import os
 import signal
-import subprocess
 import sys
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 import pytest
-from hub_server import HubServer
 from huggingface_hub import ModelCard
 from safetensors.torch import load
 
 import transformers_jakiro
+from helpers.hub_server import HubServer
+from helpers.processes import TRANSFORMERS, WarmPython
 from transformers_jakiro.pair import DRAFT, TARGET
 
 SRC = Path(transformers_jakiro.__file__).parents[1]
@@ -57,27 +59,37 @@ def hub():
         yield hub
 
 
-@pytest.fixture
-def start(hub, tmp_path):
-    """Function: starts code in a process of its own, with an empty cache."""
+@pytest.fixture(scope="module")
+def pythons(hub, bare_python, tmp_path_factory):
+    """Function: an interpreter with the package or without it, whose Hub is this one."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHONPATH"))}
+    with ExitStack() as stack:
 
-    def start(code, python=sys.executable, token="hf_alice", **environment):
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHONPATH"))}
-        variables = {
-            **kept,
-            "HF_ENDPOINT": hub.endpoint,
-            "HF_HOME": str(tmp_path / "hf"),
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "OMP_NUM_THREADS": "1",
-            **({"HF_TOKEN": token} if token else {}),
-            **({"PYTHONPATH": str(SRC)} if python == sys.executable else {}),
-            **environment,
-        }
-        command = [python, "-c", BEGIN + code + "\nprint(json.dumps(found))"]
-        return subprocess.Popen(
-            command, env=variables, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        @cache
+        def python(with_package, disable_xet="1"):
+            variables = {
+                **kept,
+                "HF_ENDPOINT": hub.endpoint,
+                "HF_HOME": str(tmp_path_factory.mktemp("hf")),
+                "HF_HUB_DISABLE_XET": disable_xet,
+                "HF_HUB_DISABLE_TELEMETRY": "1",
+                "OMP_NUM_THREADS": "1",
+                **({"PYTHONPATH": str(SRC)} if with_package else {}),
+            }
+            executable = sys.executable if with_package else bare_python
+            return stack.enter_context(WarmPython(TRANSFORMERS, executable, variables))
+
+        yield python
+
+
+@pytest.fixture
+def start(pythons, tmp_path):
+    """Function: starts code in a process of its own."""
+
+    def start(code, with_package=True, token="hf_alice", **options):
+        environment = {"HF_TOKEN": token} if token else {}
+        code = BEGIN + code + "\nprint(json.dumps(found))"
+        return pythons(with_package, **options).start(code, folder=tmp_path, environment=environment)
 
     return start
 
@@ -86,16 +98,16 @@ def start(hub, tmp_path):
 def run(start):
     """Function: runs code in a process of its own, and returns what it put into `found`."""
 
-    def run(code, *args, **kwargs):
-        process = start(code, *args, **kwargs)
-        output, errors = process.communicate(timeout=300)
+    def run(code, **options):
+        process = start(code, **options)
+        output, errors = process.communicate()
         assert process.returncode == 0, errors
         return json.loads(output.splitlines()[-1])
 
     return run
 
 
-def test_push_and_load(hub, run, bare_python):
+def test_push_and_load(hub, run):
     """Pushed in each way, and loaded by name: by users of the package, and by users without it."""
     first, second = run(
         """
@@ -149,7 +161,7 @@ found["adapted"] = drafted(adapted)
 found["unknown"] = error_of(AutoModel.from_pretrained, "alice/drafter", revision="v3")
 """
     )
-    assert found["module"] == "transformers_jakiro.core.modeling_jakiro"  # never the repository's
+    assert found["module"] == "transformers_jakiro.drafter"  # never the repository's
     assert found["nodes"] == [5, 20, 5]
     assert found["private"] == 5
     assert found["recipe"] == found["drafted"] > 0
@@ -166,7 +178,7 @@ for revision in ("{first}", "main"):
 found["recipe"] = drafted(draft, custom_generate="alice/drafter", trust_remote_code=True)
 found["recipe_refused"] = error_of(drafted, draft, custom_generate="alice/drafter", trust_remote_code=False)
 """
-    bare = run(code, bare_python, token=None)
+    bare = run(code, with_package=False, token=None)
     assert "contains custom code which must be executed" in bare["refused"][1]
     assert "contains custom generation code" in bare["recipe_refused"][1]
     for revision, commit, nodes in ((first, first, 20), ("main", second, 5)):
@@ -204,7 +216,7 @@ found["own"] = AutoModel.from_pretrained("bob/secret", token="hf_bob").config.mo
 draft.config.target_name_or_path = "/models/target"
 found["target"] = error_of(draft.push_to_hub, "alice/other")
 """,
-        HF_HUB_DISABLE_XET="0",
+        disable_xet="0",
     )
     hub.lfs_suffixes = (".safetensors", ".bin")
     code, out, err = found["pushed"]
@@ -246,7 +258,7 @@ for _ in range(2):
     for commits, files in ((1, {".gitattributes"}), (2, {".gitattributes", *DRAFTER_FILES})):
         process = start(push)
         hub.on_upload = process.kill  # the second process finds the first one's upload, and goes on to its second
-        _, errors = process.communicate(timeout=300)
+        _, errors = process.communicate()
         hub.on_upload = lambda: None
         assert process.returncode == -signal.SIGKILL, errors
         repository = hub.repositories["alice/interrupted"]
@@ -262,7 +274,7 @@ found["own"] = (load_drafter().fc.weight + 1).tolist()
     assert found["pushed"] == found["own"]
 
 
-def test_trainer(hub, run, bare_python):
+def test_trainer(hub, run):
     """`JakiroTrainer(push_to_hub=True)`, for a private target; no file that is published tells the token."""
     found = run(
         """
@@ -304,7 +316,7 @@ found = torch.load("trained/training_args.bin", weights_only=False).max_steps
 draft = AutoModel.from_pretrained("alice/trained", trust_remote_code=True)
 found = [type(draft).__module__, drafted(draft)]
 """
-    module, num_drafted = run(code, bare_python, token=None)
+    module, num_drafted = run(code, with_package=False, token=None)
     assert module.startswith("transformers_modules.alice.trained.")
     assert num_drafted > 0
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import INNER, make_original, write_original
-from targets import HIDDEN, make_drafter, make_target
 
+from helpers.original_checkpoints import INNER, make_original, write_original
+from helpers.targets import HIDDEN, make_drafter, make_target
 from transformers_jakiro import JakiroDraftConfig, JakiroDraftModel
 from transformers_jakiro.core.target import Target
 from transformers_jakiro.hub.conversion import jakiro_state_dict_to_original
@@ -296,7 +296,7 @@ def test_folded_multipliers_are_the_same_function(overrides, tmp_path):
         "output_contrastive_hidden_state": draft.config.head_mode == "contrastive",
     }
     if not draft.config.final_norm:
-        with pytest.raises(ValueError, match=r"knows no multipliers"):
+        with pytest.raises(ValueError, match=r"has no multipliers"):
             jakiro_state_dict_to_original(draft.state_dict(), draft.config)
     draft.save_pretrained(tmp_path / "before")
     expected = draft(**inputs)
@@ -308,7 +308,7 @@ def test_folded_multipliers_are_the_same_function(overrides, tmp_path):
         for name, value in expected.items():
             torch.testing.assert_close(got[name], value, atol=1e-6, rtol=1e-6)  # norms are computed in float32
     if draft.config.final_norm:
-        with pytest.raises(ValueError, match=r"knows no norm after the experts"):
+        with pytest.raises(ValueError, match=r"has no norm after the experts"):
             jakiro_state_dict_to_original(draft.state_dict(), draft.config)
     else:
         jakiro_state_dict_to_original(draft.state_dict(), draft.config)

@@ -91,3 +91,16 @@ def test_no_name_is_handed_on():
                 exported |= set(ast.literal_eval(node.value))
         if file.relative_to(PACKAGE) not in (Path("__init__.py"), Path("core/remote_code.py")):
             assert not exported & imported, f"{module_of(file)}: {sorted(exported & imported)}"
+
+
+def test_test_files_share_helpers_only():
+    """No test file imports another one or conftest.py: what they share is in tests/helpers."""
+    tests = Path(__file__).parent
+    files = {file.stem for file in tests.glob("*.py")}
+    for file in tests.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                imported = {alias.name for alias in node.names}
+            else:
+                imported = {node.module} if isinstance(node, ast.ImportFrom) else set()
+            assert not imported & files, f"{file.name} imports {sorted(imported & files)}"

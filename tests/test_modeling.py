@@ -5,12 +5,12 @@ from unittest import mock
 
 import pytest
 import torch
-from conftest import HEADS, HIDDEN, VOCAB, make_original, write_original
-from reference import drafter
 from safetensors.torch import load_file, save_file
-from targets import make_drafter, make_target
 from transformers import DynamicCache, GPTNeoXConfig, LlamaConfig
 
+from helpers.original_checkpoints import HEADS, HIDDEN, VOCAB, make_original, write_original
+from helpers.reference import drafter
+from helpers.targets import make_drafter, make_target
 from transformers_jakiro.core.configuration_jakiro import JakiroDraftConfig
 from transformers_jakiro.core.modeling_jakiro import JakiroDraftModel
 from transformers_jakiro.hub.conversion import jakiro_state_dict_to_original, load_original

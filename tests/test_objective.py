@@ -3,17 +3,18 @@
 """What a training step computes: unrolling as drafting does, chunks, and metrics that foretell the acceptance."""
 
 import math
+from functools import cache
 
 import pytest
 import torch
-from targets import make_drafter, make_target
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from helpers.drafting import LoneDrafter
+from helpers.targets import make_drafter, make_target
 from transformers_jakiro import JakiroDraftModel
 from transformers_jakiro.conversations import read_conversations
-from transformers_jakiro.core.candidate_generator import JakiroCandidateGenerator
+from transformers_jakiro.core.draft_forward import DraftForward, Pairs
 from transformers_jakiro.core.target import Target
-from transformers_jakiro.core.tree import TreeShape
 from transformers_jakiro.pair import DRAFT, PROMPTS, TARGET
 from transformers_jakiro.training.data import JakiroDataCollator
 from transformers_jakiro.training.losses import contrastive_parallel_loss, distillation_loss
@@ -62,10 +63,10 @@ def test_unrolled_steps_are_what_drafting_computes(pair, packed, attention):
         tokens = alone["input_ids"][index : index + 1, :length]
         features, embeddings = target.features(tokens), target.embed(tokens)
         for place in range(length - num_steps):
-            generator = JakiroCandidateGenerator(draft, target)
-            generator.observe(features[:, : place + 1], embeddings[:, : place + 1])
-            generator._set_last(embeddings[:, place + 1 : place + 2])
-            output = generator._feed()
+            forward = DraftForward(draft)
+            pairs = Pairs(features[:, : place + 1], embeddings[:, : place + 1], [place + 1])
+            pairs.set_next(embeddings[:, place + 1 : place + 2])
+            output = forward.read(pairs)
             for step in range(1, num_steps + 1):
                 got = outputs[step - 1].last_hidden_state[row, offset + place + step - 1]
                 expected = output.last_hidden_state[0, -1]
@@ -75,7 +76,7 @@ def test_unrolled_steps_are_what_drafting_computes(pair, packed, attention):
                 output = draft(
                     inputs_embeds=embeddings[:, place + step + 1 : place + step + 2],
                     hidden_states=output.last_hidden_state[:, -1:],
-                    cache=generator._cache,
+                    cache=forward.cache,
                     output_contrastive_hidden_state=step == num_steps - 1,
                 )
             got = outputs[-1].contrastive_hidden_state[row, offset + place + num_steps - 1]
@@ -145,12 +146,12 @@ def test_unrolled_training_lowers_the_loss_of_late_steps(pair):
 @torch.no_grad()
 def replayed_acceptance(draft, target, text, start, **shape):
     """Tokens per forward if the target says `text`: real trees, one after the other."""
-    generator = JakiroCandidateGenerator(draft, target, TreeShape.from_config(draft.config))
-    features, embeddings = target.features(text), target.embed(text)
-    generator.observe(features[:, :start], embeddings[:, :start])
+    drafter = LoneDrafter(draft, target.model)
+    features = target.features(text)
+    drafter.observe(features[:, :start], text[:, :start])
     place, forwards, length = start, 0, text.shape[1]
     while place < length - 1:
-        tree = generator.propose(text[:, place])
+        tree = drafter.propose(text[:, place])
         node, accepted = 0, 0
         while place + accepted + 1 < length:
             children = [
@@ -162,7 +163,7 @@ def replayed_acceptance(draft, target, text, start, **shape):
                 break
             node, accepted = children[0], accepted + 1
         end = min(place + accepted + 1, length)
-        generator.observe(features[:, place:end], embeddings[:, place:end])
+        drafter.observe(features[:, place:end], text[:, place:end])
         place, forwards = end, forwards + 1
     return length - 1 - start, forwards
 
@@ -173,21 +174,40 @@ def shipped_pair():
     return Target(target), JakiroDraftModel.from_pretrained(DRAFT, dtype=torch.float32).eval()
 
 
-@pytest.mark.parametrize("shape", [(7, 10, 59), (7, 4, 20), (4, 3, 10), (5, 1, 5)], ids=str)
-@pytest.mark.parametrize("do_sample", [False, True], ids=["greedy", "sampled"])
-def test_expected_acceptance_is_that_of_real_trees(shipped_pair, shape, do_sample):
+@pytest.fixture(scope="module")
+def texts(shipped_pair):
+    """Function: six prompts with the target's greedy or sampled answers `[1, T]`, and where these start."""
+    target, tokenizer = shipped_pair[0].model, AutoTokenizer.from_pretrained(TARGET)
+
+    @cache
+    def answered(do_sample):
+        answers = []
+        for prompt in read_conversations(PROMPTS, limit=6):
+            message = {"role": "user", "content": prompt["prompt"]}
+            inputs = tokenizer.apply_chat_template(
+                [message], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+            )
+            torch.manual_seed(0)
+            text = target.generate(**inputs, max_new_tokens=64, do_sample=do_sample, top_k=0)
+            answers.append((text, inputs["input_ids"].shape[1]))
+        return answers
+
+    return answered
+
+
+SHAPES = [(7, 10, 59), (7, 4, 20), (4, 3, 10), (5, 1, 5)]
+
+
+@pytest.mark.parametrize(
+    ("do_sample", "shape"),
+    [*((False, shape) for shape in SHAPES), *((True, shape) for shape in SHAPES[1::2])],
+    ids=str,
+)
+def test_expected_acceptance_is_that_of_real_trees(shipped_pair, texts, shape, do_sample):
     target, draft = shipped_pair
     draft.config.tree_depth, draft.config.tree_top_k, draft.config.num_draft_tokens = shape
-    tokenizer = AutoTokenizer.from_pretrained(TARGET)
     tokens = forwards = metric = 0
-    for prompt in read_conversations(PROMPTS, limit=6):
-        message = {"role": "user", "content": prompt["prompt"]}
-        inputs = tokenizer.apply_chat_template(
-            [message], add_generation_prompt=True, return_dict=True, return_tensors="pt"
-        )
-        torch.manual_seed(0)
-        text = target.model.generate(**inputs, max_new_tokens=80, do_sample=do_sample, top_k=0)
-        start = inputs["input_ids"].shape[1]
+    for text, start in texts(do_sample):
         counts = replayed_acceptance(draft, target, text, start)
         tokens, forwards = tokens + counts[0], forwards + counts[1]
         mask = torch.ones_like(text)

@@ -1,6 +1,6 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
-"""transformers' `pipeline("text-generation", assistant_model=...)` with a drafter: the text of the plain pipeline."""
+"""transformers' `pipeline("text-generation", assistant_model=...)`: with a drafter, the text of the plain pipeline."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, TextIte
 from transformers.pipelines import base
 
 import transformers_jakiro
-from transformers_jakiro import JakiroCandidateGenerator, JakiroDraftModel
+from transformers_jakiro import JakiroDraftModel
+from transformers_jakiro.core.jakiro_drafter import JakiroDrafter
 from transformers_jakiro.pair import DRAFT, PROMPTS, TARGET
 
 pytestmark = pytest.mark.compat
@@ -48,15 +49,15 @@ def chats():
 
 @pytest.fixture
 def trees(monkeypatch):
-    """The shapes of the trees that are drafted."""
+    """The shapes of the drafted trees."""
     shapes = []
-    propose = JakiroCandidateGenerator.propose
+    propose = JakiroDrafter.propose
 
     def recorded(self, *args, **kwargs):
         shapes.append(self.shape)
         return propose(self, *args, **kwargs)
 
-    monkeypatch.setattr(JakiroCandidateGenerator, "propose", recorded)
+    monkeypatch.setattr(JakiroDrafter, "propose", recorded)
     return shapes
 
 
@@ -94,7 +95,7 @@ def test_batches(plain, drafted, trees, chats, kwargs):
 
 
 def test_number_of_nodes(models, draft, drafted, trees, chats, monkeypatch):
-    """The drafter's own, and what the call or the pipeline says."""
+    """It comes from the drafter, the call or the pipeline."""
     monkeypatch.setattr(draft.config, "num_draft_tokens", 9)
     few = pipeline("text-generation", **models, assistant_model=draft, num_assistant_tokens=3)
     for pipe, kwargs, expected in (
@@ -116,7 +117,7 @@ def test_streamers(models, drafted, chats):
 
 @pytest.mark.parametrize("kind", [str, Path])
 def test_the_drafters_folder(models, plain, trees, chats, kind):
-    """Which transformers alone cannot load: it looks for the class in its own modules and wants a tokenizer there."""
+    """transformers alone cannot load it: it looks for the class among its own, and for a tokenizer in the folder."""
     pipe = pipeline("text-generation", **models, assistant_model=kind(DRAFT))
     assert isinstance(pipe.assistant_model, JakiroDraftModel)
     assert pipe.assistant_model.dtype == models["model"].dtype  # not bfloat16, as saved
@@ -125,7 +126,7 @@ def test_the_drafters_folder(models, plain, trees, chats, kind):
 
 
 def test_a_target_with_other_special_tokens(models, plain, trees, chats):
-    """transformers concludes from those of the configs that the tokenizers differ, and asks for the drafter's."""
+    """If the configs' special tokens differ, transformers assumes two tokenizers and asks for the drafter's."""
     draft = AutoModel.from_pretrained(DRAFT, dtype=torch.float32).eval()
     draft.config.eos_token_id = [2, 7]
     for tokenizer in (None, models["tokenizer"]):
@@ -142,7 +143,7 @@ def test_misfits_are_named(models):
 
 
 def test_other_assistants_are_as_before(models, tmp_path):
-    """One with the same special tokens, one with others that needs its tokenizer, and a folder."""
+    """An assistant with the same special tokens, one with others, which needs its tokenizer, and a folder."""
     target = models["model"]
     loaded = base.load_assistant_model(target, target, None)
     assert loaded == (target, None)

@@ -14,17 +14,19 @@ from huggingface_hub import ModelCard
 from huggingface_hub.errors import LocalEntryNotFoundError
 from peft import LoraConfig
 from safetensors.torch import load_file
-from targets import make_drafter, make_target, needs_adapter_methods
-from training_run import make_arguments, make_draft, make_rows
-from training_run import make_target as make_training_target
 
+from helpers.targets import make_drafter, make_target, needs_adapter_methods
+from helpers.training_run import make_arguments, make_draft, make_rows
+from helpers.training_run import make_target as make_training_target
 from jakiro_cli import main
 from transformers_jakiro import JakiroDraftModel
 from transformers_jakiro.hub import publishing
 from transformers_jakiro.hub.publishing import drafter_card, push_to_hub, save_remote_code, write_repository
-from transformers_jakiro.measuring.benchmark import run_bench
+from transformers_jakiro.measuring import report
+from transformers_jakiro.measuring.benchmark import Benchmark, BenchOptions, run_bench
 from transformers_jakiro.pair import DRAFT, TARGET
-from transformers_jakiro.training.trainer import JakiroTrainer, load_target_model
+from transformers_jakiro.training.loading import load_target_model
+from transformers_jakiro.training.trainer import JakiroTrainer
 
 MODEL_CARDS = Path(__file__).parents[1] / "model_cards"
 
@@ -98,18 +100,21 @@ def bench(tmp_path_factory):
     prompts = folder / "prompts.jsonl"
     rows = [{"id": str(n), "task": task, "turns": [f"What is {n} + 2?"]} for n, task in enumerate(("sums", "odd"))]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run_bench(
-        [str(prompts)],
-        str(TARGET),
-        str(DRAFT),
-        temperature=(0.0, 1.0),
-        methods=["jakiro", "adaptive", "prompt_lookup"],
-        num_assistant_tokens=[4, 8],
-        max_new_tokens=8,
-        profile=0,
-        dtype="float32",
-        output=str(folder),
-    )
+    with pytest.MonkeyPatch.context() as patch:  # cards need neither plots nor a fair first answer
+        patch.setattr(report, "find_spec", lambda name: None)
+        patch.setattr(Benchmark, "warm_up", lambda self, batches, temperatures: {})
+        options = BenchOptions(
+            [str(prompts)],
+            str(TARGET),
+            str(DRAFT),
+            temperature=(0.0, 1.0),
+            methods=["jakiro", "adaptive", "prompt_lookup"],
+            num_assistant_tokens=[4, 8],
+            max_new_tokens=8,
+            profile=0,
+            dtype="float32",
+        )
+        run_bench(options, output=str(folder))
     return folder / "results.json"
 
 
@@ -313,7 +318,7 @@ def test_every_figure_is_that_of_the_bench(bench):
     methods = {"jakiro-4", "jakiro-8", "adaptive"}
     assert seen == {(m, t, k) for m in methods for t in (0.0, 1.0) for k in ("tokens_per_forward", "speed_up")}
 
-    section = card.text.split("## What it gives")[1].split("## Limits")[0]
+    section = card.text.split("## Results")[1].split("## Limits")[0]
     assert [int(n) for n in re.findall(r"and (\d+) nodes at most", section)] == [4, 8, 4]
     tables = [block for block in section.split("\n\n") if block.startswith("| task")]
     for method, table in zip(("jakiro-4", "jakiro-8", "adaptive"), tables, strict=True):
@@ -360,10 +365,10 @@ def test_results_of_another_drafter(bench, draft, tmp_path):
     with pytest.raises(ValueError, match=r"those of another drafter: it has \w+=.*, this one "):
         write_repository(draft, tmp_path / "out", "me/my-drafter", license="mit", results=[bench])
     for text, message in (
-        ("{}", "is no `results.json`.*it has None"),
+        ("{}", "is not a `results.json`.*it has None"),
         ('{"schema_version": 1}', r"lacks \['provenance', 'summary'\]"),
         ("[]", "must hold one JSON object, got list"),
-        ("no", "is no JSON"),
+        ("no", "is not valid JSON"),
     ):
         (tmp_path / "results.json").write_text(text)
         with pytest.raises(ValueError, match=message):
@@ -466,7 +471,7 @@ def test_trainer_pushes(trainer_hub, tmp_path):
         remote_code=True,
     )
     training = [text.split("## Training")[1] for text in (card.text, ModelCard.load(folder / "README.md").text)]
-    assert training[0].split("## What it gives")[0] == training[1].split("## What it gives")[0]
+    assert training[0].split("## Results")[0] == training[1].split("## Results")[0]
 
 
 def test_trainer_refuses_a_nameless_target_at_once(trainer_hub, tmp_path):

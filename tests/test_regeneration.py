@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from conftest import kill_at_call, run_until_killed
-from targets import enlarge
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from helpers.processes import kill_at_call, run_until_killed
+from helpers.targets import enlarge
 from transformers_jakiro.training import regeneration
 from transformers_jakiro.training.regeneration import RegenerationCounts, regenerate
 
@@ -118,6 +118,7 @@ def test_turns_follow_the_targets_own_answers(answer, target, tokenizer):
 
 
 @pytest.mark.parametrize("moment", ["between windows", "while it writes a window"])
+@pytest.mark.integration
 def test_killed_and_resumed(answer, tmp_path, monkeypatch, moment):
     monkeypatch.setattr(regeneration, "_BATCHES_PER_WINDOW", 2)
     rows = make_rows()

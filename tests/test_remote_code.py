@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import transformers_jakiro
+from helpers.processes import TRANSFORMERS, WarmPython
 from transformers_jakiro import JakiroDraftModel
 from transformers_jakiro.hub.publishing import write_repository
 from transformers_jakiro.pair import DRAFT, TARGET
@@ -54,14 +57,30 @@ def repository(tmp_path_factory):
 
 
 @pytest.fixture
-def run(tmp_path):
-    """Function: runs code with a fresh cache of remote code, and returns what it printed, as JSON."""
+def pythons(tmp_path):
+    """Function: an interpreter with a fresh cache of remote code."""
+    with ExitStack() as stack:
+
+        @cache
+        def warm(python, **environment):
+            variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+            variables |= {
+                "HF_HOME": str(tmp_path / "hf"),
+                "HF_HUB_OFFLINE": "1",
+                "OMP_NUM_THREADS": "1",
+                **environment,
+            }
+            return stack.enter_context(WarmPython(TRANSFORMERS, python, variables))
+
+        yield warm
+
+
+@pytest.fixture
+def run(pythons, tmp_path):
+    """Function: runs code in an interpreter, and returns what it printed, as JSON."""
 
     def run(python, code, *arguments, **environment):
-        variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        variables |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
-        command = [python, "-c", LOAD + code, *map(str, arguments)]
-        result = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=tmp_path, check=False)
+        result = pythons(python, **environment).run(LOAD + code, *arguments, folder=tmp_path)
         assert result.returncode == 0, result.stderr
         return json.loads(result.stdout.splitlines()[-1])
 
@@ -118,7 +137,7 @@ print(json.dumps(recipe.accept_lengths))
     assert run(sys.executable, "import transformers_jakiro; " + code, folder, TARGET) == accept_lengths
 
 
-def test_without_the_package(repository, bare_python, run, tmp_path):
+def test_without_the_package(repository, bare_python, pythons, run, tmp_path):
     """From a folder and from the Hub's cache; with the hook, with the recipe, and saved again."""
     as_hub_cache(repository, "org/gsm8k-jakiro", tmp_path / "hf")
     code = """
@@ -156,9 +175,7 @@ print(json.dumps(found))
     assert hub.startswith("transformers_modules.org.gsm8k")
     assert COMMIT in hub
     refused = LOAD + "AutoModel.from_pretrained(REPOSITORY, trust_remote_code=False)"
-    result = subprocess.run(
-        [bare_python, "-c", refused, repository, TARGET], capture_output=True, text=True, check=False
-    )
+    result = pythons(bare_python).run(refused, repository, TARGET)
     assert "contains custom code which must be executed" in result.stderr
 
 
@@ -189,7 +206,7 @@ print(json.dumps(found))
 """
     remote, own = run(sys.executable, code, repository, TARGET, PYTHONPATH=str(SRC))
     assert remote.startswith("transformers_modules.")
-    assert own == "transformers_jakiro.core.modeling_jakiro"
+    assert own == "transformers_jakiro.drafter"
 
 
 def test_the_package_needs_no_consent(repository):
@@ -198,7 +215,7 @@ def test_the_package_needs_no_consent(repository):
     assert type(draft) is JakiroDraftModel
     draft = transformers.AutoModel.from_pretrained(repository, trust_remote_code=True)
     assert type(draft) is JakiroDraftModel
-    assert type(draft).__module__ == "transformers_jakiro.core.modeling_jakiro"
+    assert type(draft).__module__ == "transformers_jakiro.drafter"
 
 
 @pytest.mark.compat(False)

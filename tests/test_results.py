@@ -14,7 +14,8 @@ import pytest
 import jakiro_cli
 from transformers_jakiro.files import write_json
 from transformers_jakiro.measuring import report
-from transformers_jakiro.measuring.benchmark import PUBLISHED, provenance
+from transformers_jakiro.measuring.benchmark import Benchmark, provenance
+from transformers_jakiro.measuring.methods import PUBLISHED
 from transformers_jakiro.measuring.summary import PARTS, Profile, PromptRecord, Run, summarize
 from transformers_jakiro.pair import DRAFT, TARGET
 
@@ -154,6 +155,16 @@ def test_the_page_of_hand_made_figures(results, root, work):
     assert ((root / "docs" / "results.md").read_text(), (root / "README.md").read_text()) == (page, readme)
 
 
+def test_the_html_page_escapes_all_but_code():
+    payload = make_payload({"plain": 2.0, "jakiro": 1.0}, None)
+    payload["label"] = "<a & b>"
+    payload["methods"][0]["description"] = "`x < y` and an odd ` sign"
+    text = report.html_page(payload, {})
+    assert text.count("&lt;a &amp; b&gt;") == 2
+    assert "<li>plain: <code>x &lt; y</code> and an odd ` sign</li>" in text
+    assert text.count('<tr class="mean"><td>mean</td>') == 1
+
+
 def test_without_a_published_tree(results, root, work, monkeypatch):
     monkeypatch.setattr(results, "draw_plots", lambda *_: {})
     for setting in results.SETTINGS:
@@ -203,22 +214,25 @@ def test_measuring_goes_on_where_it_was_stopped(results, tmp_path, monkeypatch, 
     results.measure(commands, tmp_path)  # nothing is left to do
     assert len(parser_calls) == 5
     args.limit = 7
-    with pytest.raises(SystemExit, match="measured with other arguments"):
+    with pytest.raises(SystemExit, match="results measured with other arguments"):
         results.measure(results.stages(args), tmp_path)
 
 
+@pytest.mark.integration
 def test_a_command_is_a_process_of_its_own(results, capfd):
     assert results.jakiro(["--version"]) == 0
     assert capfd.readouterr().out.startswith("jakiro ")
     assert results.jakiro(["tune"]) == 2
 
 
+@pytest.mark.integration
 def test_from_end_to_end(results, root, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "transformers_jakiro.measuring.tune.tune.__defaults__", ((0.0,), (2, 3), (2,), 1, lambda *_: None)
     )
-    monkeypatch.setattr("transformers_jakiro.measuring.tune.TREE_SIZES", (1, 97))
+    monkeypatch.setattr("transformers_jakiro.measuring.step_costs.TREE_SIZES", (1, 97))
     monkeypatch.setattr(report, "find_spec", lambda name: None)  # the plots of `jakiro bench`, which are drawn again
+    monkeypatch.setattr(Benchmark, "warm_up", lambda self, batches, temperatures: {})
     calls = []
 
     def jakiro(arguments):

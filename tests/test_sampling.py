@@ -8,10 +8,14 @@ from unittest import mock
 
 import pytest
 import torch
-from targets import ARCHITECTURES, SLIDING, compare, knowing_drafter, make_drafter, make_prompt, make_target
 
-from transformers_jakiro.core import batch
+from helpers.comparing import compare
+from helpers.knowing import knowing_drafter
+from helpers.prompts import make_prompt
+from helpers.targets import ARCHITECTURES, SLIDING, make_drafter, make_target
+from transformers_jakiro.core import choosing
 from transformers_jakiro.core.noise import can_couple
+from transformers_jakiro.core.verification import walk_trees
 
 # each with its own seeds, more than 200 in all
 SETTINGS = {
@@ -61,7 +65,7 @@ def test_same_seed_with_sliding_windows_and_padding(architecture):
     draft = make_drafter(target)
     mask = torch.ones(1, 13, dtype=torch.long)
     mask[:, :4] = 0
-    for seed in range(3):
+    for seed in range(2):
         inputs = {"input_ids": make_prompt(13), "attention_mask": mask}
         compare(target, draft, inputs, seed=seed, do_sample=True, top_p=0.9, max_new_tokens=16)
 
@@ -80,7 +84,7 @@ def test_the_random_state_afterwards_is_that_of_plain_sampling():
 
 # -- the distribution itself -----------------------------------------------------------------------------------------
 
-VOCABULARY, LENGTH, SAMPLES = 5, 3, 600
+VOCABULARY, LENGTH, SAMPLES = 5, 3, 450
 
 
 def sequence_probabilities(target, prompt: torch.LongTensor, temperature: float) -> dict[tuple[int, ...], float]:
@@ -196,9 +200,8 @@ def test_distribution_test_detects_a_biased_rule(tiny, monkeypatch):
     """The same test on a rule that favours drafted tokens: one more draw where the first one leaves the tree."""
     target, draft, prompt, temperature, probabilities = tiny
     monkeypatch.setattr(draft.config, "couple_sampling", False)  # coupled, the first draw hardly ever leaves it
-    walk_trees = batch.walk_trees
 
-    def biased(rows, tokens, parents, choose, stops):
+    def biased(rows, tokens, parents, choose, emit, visited):
         def choose_twice(rows, nodes):
             drafted = {
                 token for token, parent in list(zip(tokens[0], parents[0], strict=True))[1:] if parent == nodes[0]
@@ -206,10 +209,10 @@ def test_distribution_test_detects_a_biased_rule(tiny, monkeypatch):
             chosen = choose(rows, nodes)
             return choose(rows, nodes) if drafted and chosen[0] not in drafted else chosen
 
-        return walk_trees(rows, tokens, parents, choose_twice, stops)
+        return walk_trees(rows, tokens, parents, choose_twice, emit, visited)
 
-    with mock.patch.object(batch, "walk_trees", biased):
-        counts, _ = sample_counts(target, draft, prompt, temperature, samples=400)
+    with mock.patch.object(choosing, "walk_trees", biased):
+        counts, _ = sample_counts(target, draft, prompt, temperature, samples=250)
     assert set(counts) <= set(itertools.product(range(VOCABULARY), repeat=LENGTH))
     assert chi_square_p_value(counts, probabilities) < 1e-6
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
-"""`jakiro serve`, asked by OpenAI's own client: the text of plain `generate`, refusals, clients that leave."""
+"""`jakiro serve`, with OpenAI's own client: the text of plain `generate`, refusals, clients that leave."""
 
 import http.client
 import io
@@ -22,7 +22,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, MambaConfig, MambaForCausalLM, set_seed
 
 from jakiro_cli import main
-from transformers_jakiro import JakiroCandidateGenerator, pair
+from transformers_jakiro import pair
+from transformers_jakiro.core.jakiro_drafter import JakiroDrafter
 
 pytestmark = pytest.mark.compat
 
@@ -76,7 +77,7 @@ def client(server):
 
 @pytest.fixture
 def answers(caplog):
-    """Function: what the log says of the answers so far, as (tokens, tokens per target forward, how it ended)."""
+    """Function: the answers in the log so far, as (tokens, tokens per target forward, how it ended)."""
     caplog.set_level(logging.INFO, logger="transformers_jakiro.apps.serving")
     line = re.compile(r"(\d+) tokens in \S+ s, \S+ tokens/s, (\S+) tokens per target forward \((.*)\)")
 
@@ -97,7 +98,7 @@ def questions():
 
 @pytest.fixture(scope="module")
 def plain():
-    """Function: what plain `generate` answers to a question or continues a text with, as an object like a response."""
+    """Function: the answer of plain `generate` to a question, or its continuation of a text."""
     target = AutoModelForCausalLM.from_pretrained(TARGET, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(TARGET)
 
@@ -198,7 +199,7 @@ def test_responses(client, plain, questions, stream):
 
 
 def test_conversations_with_parts_and_nulls(client, plain, questions):
-    """As clients send them: content in parts, and fields of former answers that are null."""
+    """Clients send content in parts, and earlier answers with fields that are null."""
     parts = [{"type": "text", "text": questions[0]}]
     messages = [{"role": "user", "content": parts, "tool_calls": None, "name": None}]
     response = client.chat.completions.create(
@@ -214,7 +215,7 @@ def test_conversations_with_parts_and_nulls(client, plain, questions):
 
 
 def test_clients_at_once(client, plain, questions):
-    """Each gets what it would get alone, also where it samples."""
+    """Each gets the answer that it would get alone, even when sampling."""
     expected = [plain(q, max_new_tokens=40, do_sample=True, seed=seed) for seed, q in enumerate(questions)]
     with ThreadPoolExecutor(len(questions)) as pool:
         futures = [
@@ -226,7 +227,7 @@ def test_clients_at_once(client, plain, questions):
 
 @pytest.mark.parametrize("minor", [23, 24])
 def test_folders_with_an_at_sign(minor, tmp_path, monkeypatch):
-    """An `@` in the path is no revision. Before 5.24, transformers takes it for one: such a target is refused."""
+    """An `@` in a path is not a revision. Before 5.24, transformers takes it for one, so the target is refused."""
     folder = tmp_path / "step@1000"
     folder.mkdir()
     if minor == 23:
@@ -266,7 +267,7 @@ def test_transformers_chat(server, plain, monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A server of the same target with a context of 64 tokens, a static cache and 3 nodes per tree."""
+    """A server with the same target, but a context of 64 tokens, a static cache and 3 nodes per tree."""
     folder = tmp_path_factory.mktemp("small") / "target"
     target = AutoModelForCausalLM.from_pretrained(TARGET, dtype=torch.float32)
     target.config.max_position_embeddings = 64
@@ -282,13 +283,13 @@ def small(tmp_path_factory):
 
 def test_options(small, plain, monkeypatch):
     trees = []
-    propose = JakiroCandidateGenerator.propose
+    propose = JakiroDrafter.propose
 
     def recorded(self, *args, **kwargs):
-        trees.append((self.shape.num_draft_tokens, self._is_static))
+        trees.append((self.shape.num_draft_tokens, self._forward.is_static))
         return propose(self, *args, **kwargs)
 
-    monkeypatch.setattr(JakiroCandidateGenerator, "propose", recorded)
+    monkeypatch.setattr(JakiroDrafter, "propose", recorded)
     response = small.client.completions.create(model=small.name, prompt="Tom has 3 apples", max_tokens=12)
     assert response.choices[0].text == plain("Tom has 3 apples", chat=False, max_new_tokens=12).text
     assert set(trees) == {(3, True)}
@@ -332,7 +333,7 @@ def test_a_stream_that_is_closed(server, client, questions, answers):
 
 
 def test_a_client_that_hangs_up(server, questions, answers):
-    """Nothing is streamed to it, and another one waits behind it."""
+    """Its answer is not streamed, and another client waits behind it."""
     body = json.dumps({"messages": [{"role": "user", "content": questions[0]}], "generation_config": LONG})
     connections = [http.client.HTTPConnection("127.0.0.1", server.port, timeout=60) for _ in range(2)]
     for number, connection in enumerate(connections, 1):
@@ -370,7 +371,7 @@ def test_a_server_that_stops(questions, answers):
 
 
 def test_an_error_within_a_stream(server, client, questions):
-    """Its message reaches the client, whatever is in it."""
+    """The client gets its message, even with quotes and line breaks."""
     stream = client.chat.completions.create(
         model=TARGET,
         messages=[{"role": "user", "content": questions[0]}],
@@ -428,7 +429,7 @@ def config(**fields):
         (CHAT, {"messages": None}, 400, "must have `messages`"),
         (CHAT, {"messages": []}, 400, "`messages` must be a list of messages, at least one, got []"),
         (CHAT, {"messages": "Hello"}, 400, "`messages` must be a list"),
-        (CHAT, {"messages": HELLO, "model": "org/other"}, 404, f"must be '{TARGET}', which this server has; got 'org"),
+        (CHAT, {"messages": HELLO, "model": "org/other"}, 404, f"must be '{TARGET}', the only one here; got 'org"),
         (CHAT, {"messages": HELLO, "model": 5}, 400, "`model` must be a text"),
         (CHAT, {"messages": HELLO, "max_tokens": -1}, 400, "`max_tokens` must be a positive integer, got -1"),
         (CHAT, {"messages": HELLO, "max_tokens": "9"}, 400, "`max_tokens` must be a positive integer, got '9'"),
@@ -450,7 +451,7 @@ def config(**fields):
         (CHAT, {"messages": HELLO, "tools": ["hammer"]}, 400, "`tools` must be a list of objects"),
         (CHAT, {"messages": HELLO, "chat_template_kwargs": {"tokenize": False}}, 400, "what the server sets itself"),
         (CHAT, {"messages": ["Hello"]}, 400, "`messages` must be a list of messages"),
-        (CHAT, message(role=None), 400, "must have a `role` that is a text, got None"),
+        (CHAT, message(role=None), 400, "A message must have `role`: a text"),
         (CHAT, message(content=5), 400, "`content` must be a text or a list of parts, got 5"),
         (CHAT, message(content=[{"type": "text"}]), 400, "of type 'text' must have a `text`, got None"),
         (CHAT, message(content=[{"type": "image_url"}]), 400, "of type 'text' for this model, got 'image_url'"),
@@ -465,7 +466,7 @@ def config(**fields):
         ),
         (CHAT, config(max_new_tokens="5"), 400, "`generation_config` has a value of a wrong type"),
         (CHAT, config(num_return_sequences=2, do_sample=True), 400, "`num_return_sequences` must be 1, got 2"),
-        # what the drafter cannot do
+        # requests that the drafter does not support
         (CHAT, config(num_beams=3), 400, "Drafting needs `num_beams=1`, got 3"),
         (CHAT, config(use_cache=False), 400, "Drafting needs the key/value cache"),
         (CHAT, config(num_assistant_tokens=0), 400, "`num_assistant_tokens` must be at least 1, got 0"),
@@ -540,8 +541,9 @@ def test_without_the_extra(monkeypatch, capsys):
 
 
 @pytest.mark.compat(False)
+@pytest.mark.integration
 def test_the_command(questions, plain):
-    """In a process of its own: it says where it listens and ends with Ctrl-C."""
+    """In a process of its own, it prints its address and ends with Ctrl-C."""
     command = [sys.executable, "-m", "jakiro_cli", "serve", TARGET, DRAFT, "--dtype", "float32", "--port", "0"]
     process = subprocess.Popen([*command, "--host", "127.0.0.1"], stderr=subprocess.PIPE, text=True)
     try:

@@ -6,8 +6,9 @@ import gc
 
 import pytest
 import torch
-from targets import make_drafter, make_prompt, make_target
-from test_batch import make_batch
+
+from helpers.prompts import make_batch, make_prompt
+from helpers.targets import make_drafter, make_target
 
 
 def live_tensors() -> tuple[int, int]:

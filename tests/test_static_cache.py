@@ -6,12 +6,12 @@ from unittest import mock
 
 import pytest
 import torch
-from targets import CACHE, CASES, SLIDING, assistance, compare, make_drafter, make_prompt, make_target
-from test_batch import compare as compare_batch
-from test_batch import make_batch
 from transformers import CompileConfig, StaticCache
 
-from transformers_jakiro.core import candidate_generator, generation
+from helpers.comparing import assistance, compare, compare_batch
+from helpers.prompts import make_batch, make_prompt
+from helpers.targets import CACHE, CASES, SLIDING, make_drafter, make_target
+from transformers_jakiro.core import compat, draft_forward, requests
 from transformers_jakiro.core.compat import compile_everywhere
 
 pytestmark = pytest.mark.compat
@@ -22,7 +22,7 @@ STATIC = {"cache_implementation": "static"}
 @pytest.mark.parametrize(("architecture", "attention"), CASES)
 def test_same_tokens(architecture, attention):
     target = make_target(architecture, attention=attention)
-    compare(target, make_drafter(target), {"input_ids": make_prompt(9)}, max_new_tokens=24, **STATIC)
+    compare(target, make_drafter(target), {"input_ids": make_prompt(9)}, max_new_tokens=16, **STATIC)
     compare_batch(target, make_batch(), **STATIC)
 
 
@@ -55,9 +55,9 @@ def test_forwards_have_few_shapes(adaptive):
         return forward
 
     with (
-        mock.patch.object(generation.compat, "compile_config_of", return_value=CompileConfig()),
-        mock.patch.object(generation.compat, "compiled_call", noted),
-        mock.patch.object(candidate_generator, "compiled_call", noted),
+        mock.patch.object(compat, "compile_config_of", return_value=CompileConfig()),
+        mock.patch.object(compat, "compiled_call", noted),
+        mock.patch.object(draft_forward, "compiled_call", noted),
     ):
         for length in (5, 12):
             target.generate(make_prompt(length), assistant_model=draft, max_new_tokens=30, **STATIC, **schedule)
@@ -140,7 +140,7 @@ def test_records():
 def test_targets_that_verify_chains_only():
     target = make_target()
     with (
-        mock.patch.object(generation, "why_no_trees", return_value="its attention is another"),
+        mock.patch.object(requests, "why_no_trees", return_value="its attention is another"),
         mock.patch.object(target, "forward", side_effect=AssertionError("the prompt was read")),
         pytest.raises(NotImplementedError, match=r"With a static cache, .* but its attention is another"),
     ):

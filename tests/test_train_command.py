@@ -12,14 +12,14 @@ import pytest
 import torch
 import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers
-from training_run import make_rows, make_target
 from transformers import PreTrainedTokenizerFast
 
+from helpers.training_run import make_rows, make_target
 from jakiro_cli import main
 from transformers_jakiro import JakiroDraftModel
+from transformers_jakiro.training.arguments import JakiroTrainingArguments
 from transformers_jakiro.training.command import ScriptArguments, parse
 from transformers_jakiro.training.features import write_features
-from transformers_jakiro.training.trainer import JakiroTrainingArguments
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TEMPLATE = (
@@ -157,6 +157,7 @@ def test_help_lists_every_argument_of_ours(capsys, monkeypatch):
         assert " ".join(field.metadata["help"].split()) in text
 
 
+@pytest.mark.integration
 def test_help_is_instant():
     code = (
         "import sys\n"

@@ -3,8 +3,6 @@
 import json
 import math
 import signal
-import subprocess
-import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
 
@@ -12,7 +10,6 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel
 from tokenizers import Tokenizer, models
-from training_run import make_arguments, make_draft, make_rows, make_target, run
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
@@ -22,15 +19,19 @@ from transformers import (
     TrainingArguments,
 )
 
+import transformers_jakiro
+from helpers import training_run
+from helpers.training_run import make_arguments, make_draft, make_rows, make_target, run
 from transformers_jakiro import JakiroDraftConfig, JakiroDraftModel
 from transformers_jakiro.measuring.acceptance import tokens_per_forward
 from transformers_jakiro.pair import TARGET
+from transformers_jakiro.training.arguments import JakiroTrainingArguments
 from transformers_jakiro.training.features import write_features
 from transformers_jakiro.training.initialization import new_drafter
 from transformers_jakiro.training.objective import DraftingObjective
-from transformers_jakiro.training.trainer import JakiroTrainer, JakiroTrainingArguments
+from transformers_jakiro.training.trainer import JakiroTrainer
 
-SCRIPT = Path(__file__).with_name("training_run.py")
+SCRIPT = Path(training_run.__file__)
 
 
 @pytest.fixture
@@ -264,7 +265,7 @@ def test_early_stopping(target, tmp_path):
 
 
 @pytest.mark.compat
-def test_resuming_a_killed_run_is_bit_equal(tmp_path):
+def test_resuming_a_killed_run_is_bit_equal(tmp_path, warm_python):
     """Feature noise, order of the data, optimizer, metrics: all as if nothing had happened."""
     arguments = {
         "max_steps": 12,
@@ -277,8 +278,8 @@ def test_resuming_a_killed_run_is_bit_equal(tmp_path):
     values = {"arguments": arguments, "num_rows": 14}  # 7 steps per epoch
     killed = {**values, "output_dir": str(tmp_path / "killed"), "kill_at": 10}
     (tmp_path / "values.json").write_text(json.dumps(killed))
-    process = subprocess.run([sys.executable, SCRIPT, tmp_path / "values.json"], capture_output=True, check=False)
-    assert process.returncode == -signal.SIGKILL, process.stderr.decode()
+    process = warm_python.run(SCRIPT.read_text(), tmp_path / "values.json")
+    assert process.returncode == -signal.SIGKILL, process.stderr
     assert (tmp_path / "killed" / "checkpoint-8").is_dir()
     resumed, _ = run(tmp_path / "killed", **values, resume=True)
     whole, _ = run(tmp_path / "whole", **values)
@@ -462,6 +463,13 @@ def test_model_card(target, tmp_path):
     card = (tmp_path / "README.md").read_text()
     assert "base_model: org/target" in card
     assert all(f"- {tag}\n" in card for tag in ("mine", "jakiro", "speculative-decoding"))
+
+
+def test_public_names():
+    """Those that are imported on first access are where the package looks for them."""
+    assert transformers_jakiro.JakiroTrainer is JakiroTrainer
+    assert transformers_jakiro.JakiroTrainingArguments is JakiroTrainingArguments
+    assert all(hasattr(transformers_jakiro, name) for name in transformers_jakiro.__all__)
 
 
 # -- errors ----------------------------------------------------------------------------------------------------------

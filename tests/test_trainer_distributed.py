@@ -6,21 +6,23 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_run import run
-from two_processes import launch
 
-SCRIPT = Path(__file__).with_name("training_run.py")
+from helpers import training_run
+from helpers.processes import WarmPython, launch
+from helpers.training_run import run
+
+SCRIPT = Path(training_run.__file__)
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
 
 
-def launch_training(values: dict, tmp_path: Path, **variables: str) -> dict:
+def launch_training(python: WarmPython, values: dict, tmp_path: Path) -> dict:
     """Runs [`training_run`] in two processes."""
-    launch(SCRIPT, values, tmp_path, **variables)
+    launch(python, SCRIPT, values, tmp_path)
     return json.loads((Path(values["output_dir"]) / "results.json").read_text())
 
 
-def test_two_processes_equal_one(tmp_path):
+def test_two_processes_equal_one(tmp_path, warm_python):
     """
     Rows of different lengths, so that the processes' means differ; an evaluation set that does not fill the last
     batches of both; accumulated batches; gradients clipped by norm and value.
@@ -38,7 +40,8 @@ def test_two_processes_equal_one(tmp_path):
     generating = {"eval_generate_prompts": 4, "eval_generate_tokens": 8}
     one, metrics = run(tmp_path / "one", {**arguments, **generating, "per_device_train_batch_size": 2}, **values)
     two = {**arguments, **generating, "per_device_train_batch_size": 1, "ddp_backend": "gloo"}
-    results = launch_training({**values, "output_dir": str(tmp_path / "two"), "arguments": two}, tmp_path)
+    values_of_two = {**values, "output_dir": str(tmp_path / "two"), "arguments": two}
+    results = launch_training(warm_python, values_of_two, tmp_path)
 
     weights = load_file(tmp_path / "two" / "model.safetensors")
     assert weights.keys() == one.model.state_dict().keys()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from helpers.trees import leaf_paths
 from transformers_jakiro.core.tree import DraftTree, StaticTree, select_tree
 from transformers_jakiro.core.verification import walk_trees
 
@@ -11,7 +12,7 @@ def test_masks_and_depths_are_those_of_the_docstring():
     tree = DraftTree(torch.tensor([[7, 4, 9, 2]]), torch.tensor([[0, 0, 0, 1]]), max_depth=2)
     assert tree.ancestor_mask[0].int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 0, 1]]
     assert tree.depths.tolist() == [[0, 1, 1, 2]]
-    assert tree.leaf_paths() == [[[0, 2], [0, 1, 3]]]
+    assert leaf_paths(tree) == [[0, 2], [0, 1, 3]]
 
 
 @pytest.mark.parametrize("depth", range(1, 12))
@@ -38,7 +39,7 @@ def test_root_only():
     tree = DraftTree.root_only(torch.tensor([5]))
     assert tree.tokens.tolist() == [[5]]
     assert tree.depths.tolist() == [[0]]
-    assert tree.leaf_paths() == [[[0]]]
+    assert leaf_paths(tree) == [[0]]
 
 
 def test_selection_keeps_ancestors_when_scores_tie():
@@ -80,7 +81,8 @@ def walk(answers, stop_at=None):
         asked.extend(nodes)
         return [answers[node] for node in nodes]
 
-    visited, emitted = walk_trees([0], [tokens], [parents], choose, lambda row, token: token == stop_at)
+    visited: list[list[int]] = [[]]
+    emitted = walk_trees([0], [tokens], [parents], choose, lambda row, token: token == stop_at, visited)
     assert asked == visited[0]
     return visited[0], emitted[0]
 

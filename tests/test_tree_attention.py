@@ -7,14 +7,18 @@ from unittest import mock
 
 import pytest
 import torch
-from targets import LLAMA_LIKE, SPECIAL, compare, enlarge, knowing_tree, make_drafter, make_prompt, make_target
 from transformers import AutoModelForCausalLM, DogeConfig, DynamicCache, LlamaForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from helpers.comparing import compare
+from helpers.prompts import make_prompt
+from helpers.targets import LLAMA_LIKE, SPECIAL, enlarge, make_drafter, make_target
+from helpers.trees import knowing_tree, leaf_paths
 from transformers_jakiro import IncompatibleTransformersError, install_generation_hook, remove_generation_hook
-from transformers_jakiro.core import compat
+from transformers_jakiro.core.attention import num_packed_heads
+from transformers_jakiro.core.masks import TreeMask, layer_types, why_no_trees
+from transformers_jakiro.core.target_cache import TargetCache
 from transformers_jakiro.core.tree import DraftTree
-from transformers_jakiro.core.tree_attention import TreeAttentionMask, layer_types, why_no_trees
 
 pytestmark = pytest.mark.compat
 
@@ -56,7 +60,7 @@ def test_masks(architecture, window, padded):
         for layer in range(2):
             cache.update(states, states, layer)
         cache.activate_past_recording()
-        masks = TreeAttentionMask(target, torch.tensor([padding]) if padded else None, torch.device("cpu"))
+        masks = TreeMask(target, torch.tensor([padding]) if padded else None, torch.device("cpu"))
         for _ in range(12):
             prefix = cache.get_seq_length()
             truth = [chance.randrange(96) for _ in range(6)]
@@ -70,16 +74,18 @@ def test_masks(architecture, window, padded):
             for kind, mask in built.items():
                 key_length, first_key = cache.get_mask_sizes(tree.num_nodes, kinds[kind])
                 assert mask.shape == (1, 1, tree.num_nodes * 2, key_length)  # two query heads per key/value head
-                assert torch.equal(mask[:, :, ::2], mask[:, :, 1::2])
+                assert torch.equal(mask[:, :, : tree.num_nodes], mask[:, :, tree.num_nodes :])
                 assert mask.dtype == target.dtype
                 assert set(mask.unique().tolist()) <= {0.0, torch.finfo(mask.dtype).min}
                 size = window if kind == "sliding_attention" else None
-                assert (mask[0, 0, ::2] == 0).tolist() == expected_mask(tree, prefix, first_key, size, padding)
+                assert (mask[0, 0, : tree.num_nodes] == 0).tolist() == expected_mask(
+                    tree, prefix, first_key, size, padding
+                )
             states = torch.zeros(1, 1, tree.num_nodes, 1)
             for layer in range(2):
                 cache.update(states, states, layer)
-            kept = chance.choice(tree.leaf_paths()[0])
-            compat.keep_nodes(cache, tree.num_nodes, torch.tensor(kept), kept == list(range(len(kept))))
+            kept = chance.choice(leaf_paths(tree))
+            TargetCache(cache, 1).keep(torch.tensor([kept]), [kept], [prefix], tree.num_nodes)
 
 
 def test_targets_that_cannot_verify_trees():
@@ -134,14 +140,14 @@ def attention():
     ],
 )
 def test_which_targets_pack_heads(architecture, implementation, expected):
-    assert compat.num_packed_heads(make_target(architecture, attention=implementation)) == expected
+    assert num_packed_heads(make_target(architecture, attention=implementation)) == expected
 
 
 def test_targets_that_read_masks_themselves():
     """They get them as transformers makes them."""
     target = AutoModelForCausalLM.from_config(DogeConfig(**LLAMA_LIKE, **SPECIAL), attn_implementation="sdpa").eval()
     enlarge(target)
-    assert compat.num_packed_heads(target) == 1
+    assert num_packed_heads(target) == 1
     compare(target, make_drafter(target), {"input_ids": make_prompt(6)}, max_new_tokens=12)
 
     class OwnLlama(LlamaForCausalLM):
@@ -149,7 +155,7 @@ def test_targets_that_read_masks_themselves():
 
     target = make_target()
     own = OwnLlama(target.config)
-    assert (compat.num_packed_heads(target), compat.num_packed_heads(own)) == (2, 1)
+    assert (num_packed_heads(target), num_packed_heads(own)) == (2, 1)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -190,7 +196,7 @@ def test_other_attention_is_as_before(attention):
     assert hooked is not attention
     for mask, output in zip(masks, expected, strict=True):
         assert torch.equal(hooked(module, query, key, key, mask, scaling=0.3, is_causal=False)[0], output)
-    packed = hooked(module, query, key, key, masks[1].repeat_interleave(2, dim=2), scaling=0.3)[0]
+    packed = hooked(module, query, key, key, masks[1].repeat(1, 1, 2, 1), scaling=0.3, packed_heads=2)[0]
     torch.testing.assert_close(packed, expected[1])
     install_generation_hook()
     assert ALL_ATTENTION_FUNCTIONS["sdpa"] is hooked
@@ -210,7 +216,7 @@ def test_attention_of_the_user(attention):
 
     ALL_ATTENTION_FUNCTIONS.register("sdpa", own)
     target = make_target()
-    assert compat.num_packed_heads(target) == 1
+    assert num_packed_heads(target) == 1
     compare(target, make_drafter(target), {"input_ids": make_prompt(6)}, max_new_tokens=9)
     assert rows
     assert not any(rows)

@@ -7,31 +7,19 @@ import shutil
 from dataclasses import asdict
 
 import pytest
-from targets import make_drafter, make_target, scored_tree
 
+from helpers.targets import make_drafter, make_target
+from helpers.trees import scored_tree
 from jakiro_cli import main
 from transformers_jakiro import JakiroDraftModel
-from transformers_jakiro.measuring.benchmark import PUBLISHED, load_benchmark
+from transformers_jakiro.measuring.benchmark import load_benchmark
+from transformers_jakiro.measuring.methods import PUBLISHED
 from transformers_jakiro.measuring.prompts import read_prompts
+from transformers_jakiro.measuring.replay import Replay, answer_prompts, path_ranks
+from transformers_jakiro.measuring.step_costs import Costs, draft_costs, full_batches, step_seconds, target_costs
 from transformers_jakiro.measuring.summary import Run
-from transformers_jakiro.measuring.tune import (
-    Costs,
-    Measured,
-    Replay,
-    Shape,
-    Tuning,
-    answer_prompts,
-    draft_costs,
-    full_batches,
-    measure,
-    path_ranks,
-    predictions,
-    shortlist,
-    step_seconds,
-    target_costs,
-    tune,
-    with_trees,
-)
+from transformers_jakiro.measuring.tree_fields import TreeFields, with_trees
+from transformers_jakiro.measuring.tune import Measured, Tuning, measure, predictions, shortlist, tune
 from transformers_jakiro.pair import DRAFT, PROMPTS, TARGET
 
 
@@ -42,7 +30,7 @@ def benchmark():
 
 @pytest.fixture(scope="module")
 def prompts():
-    return [prompt.turns[0] for prompt in read_prompts(PROMPTS, 3)]
+    return [prompt.turns[0] for prompt in read_prompts(PROMPTS, 2)]
 
 
 def test_ranks_of_a_path():
@@ -64,18 +52,18 @@ def test_a_replay_accepts_what_generation_accepts(
     assert len(ranks) == replay.num_positions
     lengths = replay.accepted_lengths(ranks, num_draft_tokens)
 
-    (_, result) = measure(benchmark, prompts, [temperature], [Shape(depth, width, num_draft_tokens)])
+    (_, result) = measure(benchmark, prompts, [temperature], [TreeFields(depth, width, num_draft_tokens)])
     assert lengths == [length for run in result.runs for length in run.accept_lengths]
     assert sum(lengths) > len(lengths)
 
 
 def test_measuring_changes_no_config(benchmark, prompts):
     before = benchmark.draft.config.to_dict()
-    shape = Shape(2, 3, 5)
-    plain, result = measure(benchmark, prompts[:1], [0.0], [shape])
-    assert (plain.shape, result.shape) == (None, shape)
+    tree = TreeFields(2, 3, 5)
+    plain, result = measure(benchmark, prompts[:1], [0.0], [tree])
+    assert (plain.tree, result.tree) == (None, tree)
     assert plain.tokens_per_forward == 1.0 < result.tokens_per_forward
-    assert step_seconds(benchmark, prompts[:1], shape) > 0
+    assert step_seconds(benchmark, prompts[:1], tree) > 0
     assert benchmark.draft.config.to_dict() == before
 
 
@@ -96,14 +84,19 @@ def test_costs_of_the_target(benchmark, prompts):
 
 
 def test_the_shortlist_is_of_different_trees():
-    ranked = [(9.0, Shape(3, 2, 10)), (8.9, Shape(3, 2, 11)), (8.0, Shape(4, 2, 10)), (7.0, Shape(3, 4, 9))]
-    assert shortlist(ranked, 2) == [Shape(3, 2, 10), Shape(4, 2, 10)]
+    ranked = [
+        (9.0, TreeFields(3, 2, 10)),
+        (8.9, TreeFields(3, 2, 11)),
+        (8.0, TreeFields(4, 2, 10)),
+        (7.0, TreeFields(3, 4, 9)),
+    ]
+    assert shortlist(ranked, 2) == [TreeFields(3, 2, 10), TreeFields(4, 2, 10)]
     assert len(shortlist(ranked, 9)) == 3
 
 
 def test_measured():
     runs = [Run("a", 0, 5, 20, 1.5, True, [2, 5]), Run("a", 0, 5, 10, 0.5, True, [2])]
-    result = Measured(Shape(3, 2, 10), runs)
+    result = Measured(TreeFields(3, 2, 10), runs)
     assert (result.tokens_per_second, result.tokens_per_forward) == (15.0, 4.0)
 
 
@@ -125,6 +118,18 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert speeds[best] == max(speed for tree, speed in speeds.items() if tree != "null")
     assert results["pays"] == (speeds[best] >= speeds["null"])
     made = results["provenance"]["arguments"]
+    assert [*made] == [
+        "files",
+        "target",
+        "draft",
+        "temperature",
+        "tasks",
+        "limit",
+        "max_new_tokens",
+        "dtype",
+        "deepen",
+        "batch_size",
+    ]
     assert (made["dtype"], made["limit"], made["deepen"]) == ("float32", 2, None)
     after = json.loads((folder / "config.json").read_text())
     assert after == {**before, **results["best"]}
@@ -132,6 +137,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert "plain generate" in capsys.readouterr().out
 
     copy = tmp_path / "copy"
+    options = ["--limit", "1", "--max-new-tokens", "16", "--dtype", "float32", "--temperature", "0"]
     assert main([*arguments, *options, "--output", str(copy)]) == 0
     assert json.loads((folder / "config.json").read_text()) == after
     assert (copy / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
@@ -142,7 +148,7 @@ def test_the_command_for_batches(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
         "transformers_jakiro.measuring.tune.tune.__defaults__", ((0.0,), (2,), (2,), 1, lambda *_: None)
     )
-    monkeypatch.setattr("transformers_jakiro.measuring.tune.TREE_SIZES", (1, 97))
+    monkeypatch.setattr("transformers_jakiro.measuring.step_costs.TREE_SIZES", (1, 97))
     folder, report = tmp_path / "draft", tmp_path / "report.json"
     shutil.copytree(DRAFT, folder)
     before = json.loads((folder / "config.json").read_text())
@@ -161,23 +167,24 @@ def test_the_command_for_batches(tmp_path, capsys, monkeypatch):
 
 
 def test_whether_a_tree_pays():
-    shape, plain = Shape(3, 2, 10), Measured(None, [Run("a", 0, 5, 10, 2.0, True)])
+    tree = TreeFields(3, 2, 10)
+    plain = Measured(None, [Run("a", 0, 5, 10, 2.0, True)])
     for seconds, pays in ((1.0, True), (2.0, True), (3.0, False)):
-        measured = [plain, Measured(shape, [Run("a", 0, 5, 10, seconds, True, [2])])]
-        assert Tuning(16, shape, measured, {}, Costs({}, {}, 0.0)).pays == pays
+        measured = [plain, Measured(tree, [Run("a", 0, 5, 10, seconds, True, [2])])]
+        assert Tuning(16, tree, measured, {}, Costs({}, {}, 0.0)).pays == pays
 
 
 def test_trees_that_lose_are_said_to(tmp_path, capsys, monkeypatch):
     """The fastest of them is written all the same."""
 
-    def measure_slow_trees(benchmark, prompts, temperatures, shapes, advance=None, batch_size=1, smaller=()):
-        runs = [Run("a", 0, 5, 10, seconds, True, [2]) for seconds in range(1, len(shapes) + 2)]
-        return [Measured(shape, [run]) for shape, run in zip((None, *shapes), runs, strict=True)]
+    def measure_slow_trees(benchmark, prompts, temperatures, trees, progress=None, batch_size=1, found=None):
+        runs = [Run("a", 0, 5, 10, seconds, True, [2]) for seconds in range(1, len(trees) + 2)]
+        return [Measured(tree, [run]) for tree, run in zip((None, *trees), runs, strict=True)]
 
     monkeypatch.setattr(
         "transformers_jakiro.measuring.tune.tune.__defaults__", ((0.0,), (2,), (2,), 1, lambda *_: None)
     )
-    monkeypatch.setattr("transformers_jakiro.measuring.tune.TREE_SIZES", (1, 97))
+    monkeypatch.setattr("transformers_jakiro.measuring.step_costs.TREE_SIZES", (1, 97))
     monkeypatch.setattr("transformers_jakiro.measuring.tune.measure", measure_slow_trees)
     models = ["--target", str(TARGET), "--draft", str(DRAFT), "--dtype", "float32"]
     options = ["--output", str(tmp_path / "out"), "--report", str(tmp_path / "report.json"), "--batch-size", "2"]
@@ -195,27 +202,27 @@ def test_trees_that_lose_are_said_to(tmp_path, capsys, monkeypatch):
 
 
 def test_trees_in_a_config():
-    first, other = Shape(3, 2, 10), Shape(2, 2, 1)
-    found = [Tuning(size, shape, [], {}, Costs({}, {}, 0.0)) for size, shape in ((1, first), (16, other))]
+    first = TreeFields(3, 2, 10)
+    other = TreeFields(2, 2, 1)
     fields = {"tree_depth": 2, "tree_width": 2, "num_draft_tokens": 1, "tree_top_k": 32}
     before = {"a": 1, "tree_depth": 7, "batch_trees": {"4": {}, "16": {}}}
-    after = with_trees(before, found)
+    after = with_trees(before, {1: first, 16: other})
     assert after["batch_trees"] == {"4": {}, "16": fields}
     assert (after["a"], after["tree_depth"], after["num_draft_tokens"]) == (1, 3, 10)
-    assert "batch_trees" not in with_trees({"a": 1}, found[:1])
-    assert "tree_depth" not in with_trees({"a": 1}, found[1:])
+    assert "batch_trees" not in with_trees({"a": 1}, {1: first})
+    assert "tree_depth" not in with_trees({"a": 1}, {16: other})
 
 
 def test_batches_are_measured_as_they_will_be_generated():
     """Rows that are left when others have ended get trees for so many, the ones just found among them."""
-    fields = [asdict(Shape(depth, 2, 3)) for depth in (3, 4, 5, 6)]
+    fields = [asdict(TreeFields(depth, 2, 3)) for depth in (3, 4, 5, 6)]
     draft = make_drafter(make_target(), batch_trees={"2": fields[0], "8": fields[1]})
-    shape, alone = Shape(2, 2, 2), Tuning(1, Shape(6, 2, 3), [], {}, Costs({}, {}, 0.0))
-    method = shape.method(draft, 4, [alone])
-    assert method.tree == {**fields[3], "batch_trees": {"2": fields[0], "4": asdict(shape)}}
+    tree = TreeFields(2, 2, 2)
+    method = tree.method(draft, 4, {1: TreeFields(6, 2, 3)})
+    assert method.tree == {**fields[3], "batch_trees": {"2": fields[0], "4": asdict(tree)}}
     assert method.options == {"assistant_model": draft}
     with method.ready():
-        assert draft.config.tree_fields(4) == asdict(shape)
+        assert draft.config.tree_fields(4) == asdict(tree)
         assert draft.config.tree_fields(1) == fields[3]
     assert draft.config.tree_fields(8) == fields[1]
 
@@ -239,7 +246,7 @@ def test_costs_of_batches(benchmark, prompts):
     assert 0 < drafting[2, 2] < drafting[5, 8]
     forwards = target_costs(benchmark.target, answer.input_ids.expand(3, -1), (1, 200), rounds=3)
     assert 0 < forwards[1] < forwards[200]
-    assert step_seconds(benchmark, prompts[:2], Shape(2, 2, 2)) > 0
+    assert step_seconds(benchmark, prompts[:2], TreeFields(2, 2, 2)) > 0
 
 
 def test_predictions_are_of_all_rows():

@@ -1,6 +1,6 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
-"""`jakiro ui`, as it is used: in a browser. And what it draws, on hand-made trees."""
+"""`jakiro ui` in a browser, and its drawings of hand-made trees."""
 
 import socket
 import sys
@@ -12,7 +12,8 @@ import torch
 
 from jakiro_cli import main
 from transformers_jakiro.apps.answering import Answer, Pair, Step
-from transformers_jakiro.apps.ui import answer_html, build_page, launch, panel_html, tree_html, verdict_html
+from transformers_jakiro.apps.ui_html import answer_html, panel_html, verdict_html
+from transformers_jakiro.apps.ui_tree import tree_html
 from transformers_jakiro.core.tree import DraftTree
 from transformers_jakiro.pair import prompts
 
@@ -35,7 +36,7 @@ def plain_text(pair, question=QUESTION, **settings):
 
 
 class _Letters:
-    """A tokenizer: 0 is a, 1 is b, and so on."""
+    """A tokenizer whose token 0 is a, 1 is b, and so on."""
 
     def decode(self, tokens):
         return "".join(chr(ord("a") + token) for token in tokens)
@@ -124,7 +125,7 @@ def test_verdict():
 
 @pytest.fixture(scope="module")
 def connections():
-    """Addresses beyond this machine that the server looked up or connected to."""
+    """Addresses of other machines that the server looked up or connected to."""
     seen, local = [], {"127.0.0.1", "localhost", "::1", "0.0.0.0"}
     patch = pytest.MonkeyPatch()
     connect, look_up = socket.socket.connect, socket.getaddrinfo
@@ -148,6 +149,8 @@ def connections():
 @pytest.fixture(scope="module")
 def address(pair, browser, connections):
     pytest.importorskip("gradio", reason="needs Gradio (`pip install 'transformers-jakiro[ui]'`)")
+    from transformers_jakiro.apps.ui import build_page, launch
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -158,7 +161,7 @@ def address(pair, browser, connections):
 
 @pytest.fixture
 def page(browser, address):
-    """Function: the loaded page in a new window. Nothing may come from elsewhere, nor may the console complain."""
+    """Function: the page in a new window. It may load nothing from elsewhere and print no warning to the console."""
     problems, contexts = [], []
 
     def load(**options):
@@ -198,7 +201,7 @@ def test_answer_comparison_and_tree(page, pair, connections):
     assert page.locator("#drafted .figure b").nth(1).text_content() > "1.00"
     assert page.locator("#plain .figure b").nth(1).text_content() == "1.00"
 
-    # the tree is that of the step which accepted most; a click chooses another, and so does the keyboard
+    # the tree of the step that accepted most is shown; a click or the keyboard chooses another
     chosen = page.locator("#drafted .chosen")
     assert page.locator("#tree .accepted rect").count() >= 4
     assert int(chosen.get_attribute("data-step")) == int(page.locator("#step input[type=number]").input_value())
@@ -215,7 +218,7 @@ def test_answer_comparison_and_tree(page, pair, connections):
 
 @pytest.fixture
 def forwards(pair, monkeypatch):
-    """Times of the target's forwards, in answers of 900 tokens: more than 110 forwards."""
+    """Times of the target's forwards. Each answer has 900 tokens, which take more than 110 forwards."""
     monkeypatch.setattr(pair.target.generation_config, "min_new_tokens", 900)
     times = []
     handle = pair.target.register_forward_hook(lambda *_: times.append(time.monotonic()))
@@ -244,7 +247,7 @@ def test_stop_really_stops(page, forwards):
     assert len(forwards) == stopped_at < 100
 
 
-def test_who_leaves_stops_the_answer(page, forwards):
+def test_closing_the_page_stops_the_answer(page, forwards):
     page = page()
     ask_for_long(page)
     page.close()
@@ -279,7 +282,7 @@ def test_several_users_queue(page, pair):
 
 
 def contrast(page, selector):
-    """Of a text and the nearest background that is not transparent, after WCAG: at least 4.5 can be read."""
+    """WCAG's contrast of a text with the nearest background that is not transparent. Text is readable from 4.5 on."""
     foreground, background = page.evaluate(
         """selector => {
             const element = document.querySelector(selector)
@@ -344,7 +347,8 @@ def test_a_port_that_is_taken(capsys):
 
 def test_without_gradio(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "transformers_jakiro.apps.ui", raising=False)
     assert main(["ui"]) == 1
     assert capsys.readouterr().err == (
-        "jakiro: error: `jakiro ui` takes Gradio: `pip install 'transformers-jakiro[ui]'`.\n"
+        "jakiro: error: `jakiro ui` needs Gradio: `pip install 'transformers-jakiro[ui]'`.\n"
     )

@@ -6,7 +6,6 @@ import inspect
 
 import pytest
 import torch
-from targets import CACHE, make_prompt, make_target
 from transformers import (
     Cache,
     CompileConfig,
@@ -23,7 +22,10 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 from transformers.generation.utils import GENERATION_MODES_MAPPING
 from transformers.integrations.peft import maybe_load_adapters
 
-from transformers_jakiro.core import compat
+from helpers.prompts import make_prompt
+from helpers.targets import CACHE, make_target
+from transformers_jakiro.core import compat, hook
+from transformers_jakiro.core.target_cache import TargetCache, check_cache
 
 pytestmark = pytest.mark.compat
 
@@ -61,7 +63,7 @@ def test_further_parameters(name, parameters):
 
 
 def test_signature_check_agrees():
-    compat.check_signatures()
+    hook.check_signatures()
 
 
 def test_finding_adapters(monkeypatch):
@@ -154,8 +156,7 @@ def test_keeping_nodes(prefix, kept):
             assert torch.equal(values[..., -7:, :], -new)
             for node in kept:
                 plain.update(new[..., node : node + 1, :], -new[..., node : node + 1, :], layer)
-        is_prefix = kept == list(range(len(kept)))
-        compat.keep_nodes(cache, 7, torch.tensor(kept), is_prefix)
+        TargetCache(cache, 1).keep(torch.tensor([kept]), [kept], [start], 7)
         for ours, expected in zip(cache.layers, plain.layers, strict=True):
             assert ours.get_seq_length() == expected.get_seq_length() == start + len(kept)
             assert torch.equal(ours.keys, expected.keys)
@@ -168,7 +169,7 @@ def test_prefixes_are_not_copied():
     cache.update(states(50), states(50), 0)
     cache.update(states(7), states(7), 0)
     memory = cache.layers[0].keys.data_ptr()
-    compat.keep_nodes(cache, 7, torch.tensor([0, 3, 5]), False)
+    TargetCache(cache, 1).keep(torch.tensor([[0, 3, 5]]), [[0, 3, 5]], [50], 7)
     assert cache.layers[0].keys.data_ptr() == memory
     assert cache.layers[0].keys[0, 0, -3:, 0].tolist() == [0, 3, 5]
 
@@ -185,9 +186,9 @@ def test_crop_takes_negative_numbers():
 def test_kinds_of_cache_layers():
     assert issubclass(QuantizedLayer, DynamicLayer)
     assert not issubclass(StaticLayer, DynamicLayer)
-    assert compat.check_cache(DynamicCache(), GenerationConfig()) is None
+    assert check_cache(DynamicCache(), GenerationConfig()) is None
     windowed = DynamicCache(config=make_target("gemma3", window=9).config)
-    assert compat.check_cache(windowed, GenerationConfig()) is None
+    assert check_cache(windowed, GenerationConfig()) is None
 
 
 def test_compiling_on_all_devices():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def test_the_metadata_says_the_same():
 
 def test_the_recipe_of_a_published_drafter_says_the_same():
     """One condition in each line: transformers reads no more."""
-    lines = (ROOT / "src" / "transformers_jakiro" / "custom_generate" / "requirements.txt").read_text().split()
+    lines = (ROOT / "src" / "transformers_jakiro" / "hub" / "custom_generate" / "requirements.txt").read_text().split()
     ranges = {name: versions.version_range(supported) for name, supported in versions.SUPPORTED_PACKAGES.items()}
     assert lines == [name + part for name, text in ranges.items() for part in text.split(",")]
 
@@ -112,6 +113,7 @@ def test_unsupported_python(monkeypatch):
         versions.check_versions()
 
 
+@pytest.mark.integration
 def test_importing_says_it_first(tmp_path):
     """Before any import that such a version lacks: here transformers is an empty module. And the command says it."""
     site = tmp_path / "site"
@@ -131,7 +133,8 @@ def test_importing_says_it_first(tmp_path):
 
 
 @pytest.mark.compat(False)
-def test_public_names_have_one_home():
+@pytest.mark.integration
+def test_public_names_have_one_home(warm_python):
     """Each is documented where it is defined, and the trainer is imported only when it is asked for."""
     reference = (ROOT / "docs" / "api" / "index.md").read_text()
     linked = dict(re.findall(r"\[`(\w+)`\]\(\w+\.md#([\w.]+)\)", reference))
@@ -140,18 +143,20 @@ def test_public_names_have_one_home():
         value = getattr(transformers_jakiro, name)
         assert home == f"{value.__module__}.{value.__qualname__}"
     code = "import sys, transformers_jakiro as j; print('peft' in sys.modules, 'JakiroTrainer' in dir(j))"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False True\n"
+    assert warm_python.run(code).stdout == "False True\n"
     with pytest.raises(AttributeError, match="has no attribute 'Trainer'"):
         transformers_jakiro.Trainer  # noqa: B018
 
 
 @pytest.mark.compat(False)
-def test_a_lock_that_does_not_fit_the_platform(tmp_path):
+@pytest.mark.integration
+def test_a_lock_that_does_not_fit_the_platform(tmp_path, bare_python):
     """One message with the remedy and what pip said."""
+    environment = bare_python.parents[1] if find_spec("pip") else tmp_path / "venv"  # a new one takes a while
     lock = tmp_path / "some.lock"
     lock.write_text("uv==0.0.1.dev999\n")
     done = subprocess.run(
-        [sys.executable, ROOT / "tools" / "environment.py", tmp_path / "venv", ".", "--lock", lock],
+        [sys.executable, ROOT / "tools" / "environment.py", environment, ".", "--lock", lock],
         env={**os.environ, "PIP_NO_INDEX": "1"},
         capture_output=True,
         text=True,
@@ -163,6 +168,7 @@ def test_a_lock_that_does_not_fit_the_platform(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.integration
 def test_environments_of_an_old_python_are_refused(tmp_path):
     code = (
         "import platform, sys, runpy; platform.python_version = lambda: '3.8.10'; "
@@ -176,6 +182,7 @@ def test_environments_of_an_old_python_are_refused(tmp_path):
 
 
 @pytest.mark.compat(False)
+@pytest.mark.integration
 def test_environments_that_are_not_whole_are_named(tmp_path):
     tool, folder = ROOT / "tools" / "environment.py", tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)

@@ -312,5 +312,9 @@ class _Handler(BaseHTTPRequestHandler):
         commit = repository.commits[oid]
         if path not in commit.files:
             raise HubError(404, "Entry not found", "EntryNotFound", oid)
-        headers = {"X-Repo-Commit": oid, "ETag": f'"{commit.oid(path)}"', "Content-Type": "application/octet-stream"}
+        headers: dict[str, str | None] = {
+            "X-Repo-Commit": oid,
+            "ETag": f'"{commit.oid(path)}"',
+            "Content-Type": "application/octet-stream",
+        }
         return 200, headers, commit.files[path]
