@@ -5,9 +5,11 @@ LOCK ?= requirements.lock
 TORCH ?= torch==2.13.0
 
 BIN = $(VENV)/bin
+# two processes, each with tests that lie together, as those share fixtures
+PARALLEL = -n 2 --dist worksteal
 INSTALLED = $(VENV)/.installed
 
-.PHONY: demo test test-slow test-oldest test-newest oldest newest test-matrix lock
+.PHONY: demo test test-slow test-gpu coverage test-oldest test-newest oldest newest test-matrix lock
 .PHONY: results docs docs-serve pictures style quality types
 
 demo: $(INSTALLED)
@@ -15,18 +17,25 @@ demo: $(INSTALLED)
 
 # To run only some: `make test TESTS=--compat`.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 $(TESTS)
+	$(BIN)/python -m pytest $(PARALLEL) $(TESTS)
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(TESTS)
+
+test-gpu: $(INSTALLED)
+	$(BIN)/python -m pytest -m gpu $(TESTS)
+
+# The share of lines and branches that `make test` runs: a table of the files with gaps, and build/coverage/index.html.
+coverage: $(INSTALLED)
+	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term --cov-report=html $(TESTS)
 
 # The same tests with the oldest versions of everything that pyproject.toml allows, and with the newest there are today,
 # in environments of their own. Neither looks at the lock.
 test-oldest: oldest
-	$(VENV)-oldest/bin/python -m pytest -n 2 $(TESTS)
+	$(VENV)-oldest/bin/python -m pytest $(PARALLEL) $(TESTS)
 
 test-newest: newest
-	$(VENV)-newest/bin/python -m pytest -n 2 $(TESTS)
+	$(VENV)-newest/bin/python -m pytest $(PARALLEL) $(TESTS)
 
 oldest:
 	$(PYTHON) tools/environment.py $(VENV)-oldest --editable '.[test]' --resolution lowest-direct

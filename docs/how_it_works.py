@@ -1,8 +1,9 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """
-Draws the pictures of docs/how_it_works.md, for light and dark pages, into docs/pictures, and docs/how_it_works.png for
-the README. Trees, masks and probabilities are those of a run of the pair that ships, times those of docs/results.
+Draws the pictures of docs/how_it_works.md and docs/code_layout.md, for light and dark pages, into docs/pictures, and
+docs/how_it_works.png for the README. Trees, masks and probabilities are those of a run of the pair that ships, times
+those of docs/results.
 
     python docs/how_it_works.py
 """
@@ -145,7 +146,7 @@ def telling_draw(tokenizer: Any, target: Any, draft: Any, count: int = 8) -> Dra
 
     def noted(self: SamplingCoupling, logits: torch.Tensor, noise: torch.Tensor, *args: Any) -> Any:
         if logits.shape[1] == 1:  # level 1
-            seen.append((logits[0, 0].clone(), noise.clone()))
+            seen.append((logits[0, 0].clone(), noise[0, 0].clone()))
         return best(self, logits, noise, *args)
 
     for inputs in prompts(tokenizer, 8):
@@ -603,6 +604,90 @@ def batch(theme: Theme) -> Figure:
     return fig
 
 
+FOLDERS = {  # name, place, width, what it is for
+    "training": (2.6, 6.0, 4.4, "the Trainer, losses, data,\nstored features"),
+    "hub": (2.6, 4.0, 4.4, "conversion, reading and\npublishing checkpoints"),
+    "apps": (8.4, 4.0, 4.4, "demo, chat, page, server"),
+    "measuring": (4.6, 2.0, 4.4, "benchmark, tuning,\nprofiling, reports"),
+    "pair": (9.3, 2.0, 2.6, "the toy pair\nthat ships"),
+    "core": (5.5, 0.0, 10.2, "config, model, trees, masks, caches, decoding:\nwhat travels to the Hub with a drafter"),
+}
+
+
+def layout(theme: Theme) -> Figure:
+    """The folders of the package, and which may import which."""
+    fig, ax = plt.subplots(figsize=(9.6, 6.2))
+    ax.axis("off")
+    ax.set_xlim(0, 11)
+    ax.set_ylim(-0.9, 8.8)
+    box(ax, 5.5, 8.2, 10.2, 0.7, theme.paper, theme.line)
+    centered = {"ha": "center", "va": "center", "zorder": 3}
+    ax.text(5.5, 8.18, "jakiro_cli: the command line, above all folders", fontsize=10, color=theme.text, **centered)
+    for name, (x, y, width, duty) in FOLDERS.items():
+        face, edge = (theme.pale_green, theme.green) if name == "core" else (theme.paper, theme.line)
+        box(ax, x, y, width, 1.34, face, edge)
+        ax.text(x, y + 0.36, name, fontsize=12, fontweight="bold", color=theme.text, **centered)
+        ax.text(x, y - 0.22, duty, fontsize=9.5, color=theme.dim, **centered)
+    for start, end in (
+        ((2.6, 5.3), (2.6, 4.72)),
+        ((3.4, 3.3), (4.1, 2.72)),
+        ((7.4, 3.3), (5.6, 2.72)),
+        ((8.8, 3.3), (9.1, 2.72)),
+        ((4.6, 1.3), (4.6, 0.72)),
+    ):
+        arrow(ax, start, end, theme.blue)
+    legend = "An arrow: imports from.\nA folder may also import what is\nfurther down along the arrows."
+    ax.text(6.2, 6.0, legend, ha="left", va="center", fontsize=9.5, color=theme.blue)
+    fig.subplots_adjust(left=0.01, right=0.99, top=0.99, bottom=0.01)
+    return fig
+
+
+STEPS = (  # of the loop: what happens, and the files of core that do it
+    ("2  rows that have ended leave", "rows"),
+    ("3  propose a tree", "drafting, jakiro_drafter, draft_forward, growing"),
+    ("4  verify it", "tree_forward, masks, attention"),
+    ("5  accept a path", "choosing, verification, noise"),
+    ("6  keep it in the cache", "target_cache"),
+    ("7  observe", "jakiro_drafter"),
+)
+
+
+def way(theme: Theme) -> Figure:
+    """A generation's way through the files of core."""
+    fig, ax = plt.subplots(figsize=(9.6, 5.4))
+    ax.axis("off")
+    ax.set_xlim(0, 11)
+    ax.set_ylim(0.4, 7.8)
+    left = {"ha": "left", "va": "center", "zorder": 3}
+    before = (
+        ("generate(assistant_model=draft)", "hook"),
+        ("check the call", "requests"),
+        ("set everything up", "session, drafting, noise"),
+        ("1  prefill: read the prompt", "session, target, compat"),
+    )
+    for place, (what, files) in enumerate(before):
+        y = 7.1 - 1.25 * place
+        box(ax, 2.3, y, 4.2, 0.9, theme.paper, theme.line)
+        ax.text(0.4, y + 0.18, what, fontsize=10, color=theme.text, **left)
+        ax.text(0.4, y - 0.2, files, fontsize=9, color=theme.blue, **left)
+        if place:
+            arrow(ax, (2.3, y + 0.8), (2.3, y + 0.47), theme.line)
+    box(ax, 7.8, 4.05, 5.6, 6.9, theme.pale_green, theme.green)
+    ax.text(5.3, 7.2, "the loop: decode in generation", fontsize=10, fontweight="bold", color=theme.green, **left)
+    for place, (what, files) in enumerate(STEPS):
+        y = 6.45 - 1.04 * place
+        box(ax, 7.8, y, 5.0, 0.78, theme.paper, theme.line)
+        ax.text(5.5, y + 0.16, what, fontsize=10, color=theme.text, **left)
+        ax.text(5.5, y - 0.18, files, fontsize=9, color=theme.blue, **left)
+    arrow(ax, (4.4, 3.35), (5.0, 3.35), theme.line)
+    box(ax, 2.3, 1.1, 4.2, 0.9, theme.paper, theme.line)
+    ax.text(0.4, 1.28, "pack what generate returns", fontsize=10, color=theme.text, **left)
+    ax.text(0.4, 0.9, "outputs", fontsize=9, color=theme.blue, **left)
+    arrow(ax, (5.0, 1.1), (4.4, 1.1), theme.line)
+    fig.subplots_adjust(left=0.01, right=0.99, top=0.99, bottom=0.01)
+    return fig
+
+
 def main() -> None:
     argparse.ArgumentParser(description=textwrap.dedent(__doc__).strip().split("\n\n")[0]).parse_args()
     plt.rcParams.update({"svg.hashsalt": "jakiro", "font.family": "DejaVu Sans", "mathtext.fontset": "dejavusans"})
@@ -621,6 +706,8 @@ def main() -> None:
         "draw": lambda theme: draw(theme, chosen),
         "timeline": timeline,
         "batch": batch,
+        "layout": layout,
+        "way": way,
     }
     for name, picture in pictures.items():
         for theme, suffix in ((LIGHT, "light"), (DARK, "dark")):

@@ -1,7 +1,8 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """
-Writes `docs/supported_models.md`: which targets, drafters and options are tested, as pytest collects the tests.
+Writes `docs/supported_models.md`, which lists the tested targets, drafters and options, from the tests that pytest
+collects.
 
     python docs/supported_models.py
 """
@@ -19,7 +20,7 @@ from transformers_jakiro.files import write_text
 
 ROOT = Path(__file__).parents[1]
 
-# Columns: what a target can do, and the tests that compare it with plain `generate`, token for token.
+# Columns: a capability of a target, and the tests that compare it with plain `generate`, token for token.
 COLUMNS = {
     "trees": ["test_losslessness.py::test_greedy_full_context"],
     "sliding windows": ["test_losslessness.py::test_greedy_sliding_window"],
@@ -27,14 +28,14 @@ COLUMNS = {
     "batches": ["test_batch.py::test_same_tokens"],
     "static cache": ["test_static_cache.py::test_same_tokens"],
 }
-# Options: their tests, on the targets that `architecture` names, else on Llama.
+# Options and their tests, on the targets that the parameter `architecture` names, or else on Llama.
 OPTIONS = {
     "left padding": ["test_losslessness.py::test_left_padding"],
     "`inputs_embeds`": ["test_losslessness.py::test_inputs_embeds_only"],
     "a prompt with a cache": ["test_losslessness.py::test_next_turn_on_an_existing_cache"],
     "`prefill_chunk_size`": ["test_losslessness.py::test_prefill_chunks"],
     "scores, logits, hidden states, attentions": ["test_generate.py::test_records"],
-    "a returned cache to go on with": ["test_generate.py::test_the_returned_cache_continues"],
+    "continuing with the returned cache": ["test_generate.py::test_the_returned_cache_continues"],
     "`flex_attention`": ["test_tree_attention.py::test_flex_attention"],
     "chains, where trees cannot be verified": ["test_generate.py::test_chain_fallback"],
     "batches with sliding windows": ["test_batch.py::test_sliding_windows"],
@@ -58,15 +59,15 @@ PROCESSORS = "test_generate.py::test_logits_processors"
 SAMPLING = "test_sampling.py::test_same_seed_same_tokens"
 CHAINS = "test_generate.py::test_attention_that_counts_keys_gets_chains"
 CACHES = "test_hook.py::test_kinds_of_caches"
-# Kinds of drafters: a test, and the parameter that tells them apart.
+# Kinds of drafters: a test, and the parameter that distinguishes them.
 DRAFTERS = {
     "Jakiro, Jakiro\\* and EAGLE-1/2, and their trees": (
         "test_losslessness.py::test_kinds_of_drafters_and_trees",
         "name",
     ),
     "EAGLE-3 checkpoints": ("test_eagle3.py::test_generation_is_lossless", "name"),
-    "drafters of a part of the vocabulary": ("test_draft_vocabulary.py::test_lossless", "kind"),
-    "drafters that read further layers, by target": (
+    "drafters with a partial vocabulary": ("test_draft_vocabulary.py::test_lossless", "kind"),
+    "drafters that read several layers, by target": (
         "test_feature_layers.py::test_generation_is_lossless",
         "architecture",
     ),
@@ -82,6 +83,7 @@ class Collected:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         for item in session.items:
             callspec = getattr(item, "callspec", None)
+            assert isinstance(item, pytest.Function)
             name = f"{item.path.name}::{item.originalname}"
             self.cases.setdefault(name, []).append(dict(callspec.params) if callspec else {})
 
@@ -91,7 +93,7 @@ class Collected:
 
 
 def collect(tests: Sequence[str]) -> Collected:
-    """Lets pytest collect the files that these tests are in. A test that is not there is an error."""
+    """Lets pytest collect the files of these tests. A test that does not exist is an error."""
     collected = Collected()
     files = sorted({str(ROOT / "tests" / test.partition("::")[0]) for test in tests})
     with contextlib.redirect_stdout(io.StringIO()) as said:
@@ -101,7 +103,7 @@ def collect(tests: Sequence[str]) -> Collected:
         sys.exit(f"pytest could not collect the tests:\n{said.getvalue()}")
     missing = sorted(set(tests) - collected.cases.keys())
     if missing:
-        sys.exit(f"{Path(__file__).name} names tests that are not there (renamed?): {', '.join(missing)}")
+        sys.exit(f"{Path(__file__).name} names tests that do not exist (renamed?): {', '.join(missing)}")
     return collected
 
 
@@ -109,7 +111,7 @@ def page() -> str:
     """The page's text."""
     tests = [test for group in (*COLUMNS.values(), *OPTIONS.values()) for test in group]
     collected = collect([*tests, PROCESSORS, SAMPLING, CHAINS, CACHES, *(test for test, _ in DRAFTERS.values())])
-    from targets import ARCHITECTURES, CASES, SLIDING  # of the tests, which pytest has made importable
+    from helpers.targets import ARCHITECTURES, CASES, SLIDING  # pytest has made the tests' folder importable
 
     names = {name: f"`{class_name.removesuffix('Config')}`" for name, (class_name, _) in ARCHITECTURES.items()}
 
@@ -122,11 +124,11 @@ def page() -> str:
         "# Supported models and features",
         "Written by `docs/supported_models.py` from the parameters of the tests. Each test builds small random "
         "targets of an architecture and asserts that the drafter changes nothing: the tokens are those of plain "
-        "`generate`, once with a random drafter and once with one that knows the text, so that long paths are "
-        "accepted. This is float32: [half precision](faq.md#is-the-output-really-the-same) has ties.",
+        "`generate`, once with a random drafter and once with a drafter that knows the text, so that long paths are "
+        "accepted. The tests run in float32; [half precision](faq.md#is-the-output-really-the-same) has near ties.",
         "## Targets",
-        "Names are those of the classes: `Llama` for `LlamaForCausalLM`. Models that share the class are the same "
-        "target.",
+        "The names are those of the classes: `Llama` stands for `LlamaForCausalLM`. Models of the same class are the "
+        "same target.",
     ]
     rows = []
     for name in ARCHITECTURES:
@@ -138,14 +140,14 @@ def page() -> str:
         rows.append([names[name], implementations, *marks])
     parts.append(table(["target", "attention", *COLUMNS], rows))
     parts += [
-        "- *Trees*: a whole tree is verified in one forward. *Sliding windows*: – where the architecture has none. "
-        "*Sampling*: the same tokens for the same seed, with left padding and, where there are any, sliding windows.\n"
-        "- Not in the list is not the same as not supported: a target works if it is decoder-only, can be rolled back "
-        "(no recurrent state), and its head is a matrix with a known scale or soft cap. What does not fit is "
-        "refused with the reason, before anything is generated.\n"
-        "- **Chains instead of trees**, with a warning that says why: attention that takes no mask (flash attention, "
-        f"for one), layers with chunked attention (Llama 4), and {listed(collected.values(CHAINS, 'name'))}, whose "
-        "attention counts keys in memory. Chains are for one sequence and dynamic caches.\n"
+        "- *Trees*: a whole tree is verified in one forward pass. *Sliding windows*: – if the architecture has none. "
+        "*Sampling*: the same tokens for the same seed, with left padding and with sliding windows if there are any.\n"
+        "- A target that is not in the list may still work. It must be decoder-only, it must be possible to roll it "
+        "back (no recurrent state), and its head must be a matrix with a known scale or soft cap. Anything else is "
+        "refused with the reason before the generation starts.\n"
+        "- **Chains instead of trees**, with a warning that says why: attention that takes no mask (such as flash "
+        f"attention), layers with chunked attention (Llama 4), and {listed(collected.values(CHAINS, 'name'))}, whose "
+        "attention counts keys in memory. Chains support one sequence and dynamic caches.\n"
         "- **Refused**: recurrent states (Mamba and the like), encoder-decoder models, beam search, and caches of the "
         f"kinds {listed(collected.values(CACHES, 'name'))}.",
         "## Options of `generate`",
@@ -156,7 +158,7 @@ def page() -> str:
         rows.append([title, ", ".join(names[name] for name in tested(group)), str(count)])
     parts.append(table(["option", "tested with", "cases"], rows, right=[2]))
     parts += [
-        "Options do not depend on the architecture, so most are tested with a few. Logits processors, greedy and "
+        "Options do not depend on the architecture, so most are tested with a few only. Logits processors, greedy and "
         f"sampling: {listed(collected.values(PROCESSORS, 'name'))}. Sampling settings: "
         f"{listed(collected.values(SAMPLING, 'name'))}.",
         "## Drafters",
