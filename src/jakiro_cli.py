@@ -187,10 +187,10 @@ def add_bench(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]")
     """`jakiro bench --target T --draft D [FILE ...]`"""
     parser = subparsers.add_parser(
         "bench",
-        help="measure what a drafter gives on this machine",
+        help="measure the speed-up of a drafter on this machine",
         description="Let several ways to generate answer the same prompts, taking turns in one process, and report "
-        "speed-up, tokens per target forward, acceptance and where a step's time goes. With --output, stopped and run "
-        "again, it goes on.",
+        "speed-up, tokens per target forward, acceptance and where a step's time goes. With --output, it continues if "
+        "interrupted and run again.",
     )
     _add_pair_and_prompts(parser)
     parser.add_argument("--limit", type=int, metavar="N", help="prompts per task (all)")

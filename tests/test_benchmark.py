@@ -23,11 +23,12 @@ from transformers_jakiro.core.tree_forward import TreeForward
 from transformers_jakiro.core.versions import minor_version
 from transformers_jakiro.measuring import benchmark, report
 from transformers_jakiro.measuring.acceptance import tokens_per_forward
-from transformers_jakiro.measuring.benchmark import Benchmark, BenchOptions, provenance, run_bench, trim_rows
+from transformers_jakiro.measuring.benchmark import Benchmark, BenchOptions, run_bench, trim_rows
 from transformers_jakiro.measuring.journal import Journal
 from transformers_jakiro.measuring.methods import METHODS, PUBLISHED, make_methods
 from transformers_jakiro.measuring.profiling import TIMED_METHODS, ForwardTimer, StepRecorder, calls_of, parts_of
 from transformers_jakiro.measuring.prompts import SHIPPED, Prompt, gather_prompts, in_batches, read_prompts
+from transformers_jakiro.measuring.provenance import provenance
 from transformers_jakiro.measuring.summary import (
     PARTS,
     Profile,
@@ -265,7 +266,7 @@ def test_choosing_methods(pair):
         names(["assistant_static"])
     with pytest.raises(ValueError, match=r"`eagle2` needs `--control`"):
         names(["eagle2"])
-    with pytest.raises(ValueError, match=r"must be of .* got \['medusa'\]"):
+    with pytest.raises(ValueError, match=r"must be among .* got \['medusa'\]"):
         names(["medusa"])
 
 

@@ -47,7 +47,7 @@ def test_inserted_layers_do_the_work_of_a_layer():
 
 
 def test_what_cannot_be_deepened():
-    with pytest.raises(ValueError, match=r"Llama-like targets.*GPTNeoXForCausalLM have not"):
+    with pytest.raises(ValueError, match=r"Llama-like targets.*GPTNeoXForCausalLM do not have them"):
         deepen(copy.deepcopy(make_target("gpt_neox")), 4)
     with pytest.raises(ValueError, match="at least the target's 2 layers, got 1"):
         deepen(copy.deepcopy(make_target("llama")), 1)

@@ -14,8 +14,9 @@ import pytest
 import jakiro_cli
 from transformers_jakiro.files import write_json
 from transformers_jakiro.measuring import report
-from transformers_jakiro.measuring.benchmark import Benchmark, provenance
+from transformers_jakiro.measuring.benchmark import Benchmark
 from transformers_jakiro.measuring.methods import PUBLISHED
+from transformers_jakiro.measuring.provenance import provenance
 from transformers_jakiro.measuring.summary import PARTS, Profile, PromptRecord, Run, summarize
 from transformers_jakiro.pair import DRAFT, TARGET
 

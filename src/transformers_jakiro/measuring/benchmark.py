@@ -1,28 +1,24 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """
-What a drafter gives on this machine, against everything else one could have picked: all methods side by side in one
+How a drafter compares on this machine with everything else one could have chosen: all methods side by side in one
 process, taking turns on every prompt.
 
-With `batch_size` several prompts of a task are answered at a time, padded on the left; of conversations, the first
-turn alone.
+With `batch_size`, several prompts of a task are answered at a time, padded on the left. Only the first turn of a
+conversation is answered then.
 
-What the figures mean is defined in [`~transformers_jakiro.measuring.summary`]; where the time goes is measured in
-separate runs ([`~transformers_jakiro.measuring.profiling`]), so that no timer slows down what is compared.
+The figures are defined in [`~transformers_jakiro.measuring.summary`]. Where the time goes is measured in separate runs
+([`~transformers_jakiro.measuring.profiling`]), so that no timer slows down what is compared.
 """
 
 import json
-import platform
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import transformers
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -33,6 +29,7 @@ from transformers import (
 )
 
 from ..conversations import encode_conversation
+from ..core.configuration_jakiro import JakiroDraftConfig
 from ..core.outputs import collect_statistics
 from ..core.tree import TreeShape
 from . import report
@@ -52,16 +49,19 @@ from .profiling import (
     synchronize,
 )
 from .prompts import Prompt, gather_prompts, in_batches
+from .provenance import provenance
 from .summary import Profile, PromptRecord, Run, add_rounding, summarize
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+# a temperature, and prompts that are answered together
+Job = tuple[float, Sequence[Prompt]]
 _WARM_UP_TOKENS = 32
 
 
 def _turns(prompts: Sequence[Prompt]) -> list[tuple[str, ...]]:
-    """What is asked of them: all turns of a single one, the first ones in a batch."""
+    """The turns to answer: all those of a single prompt; in a batch, the first one of each prompt."""
     return [prompts[0].turns] if len(prompts) == 1 else [prompt.turns[:1] for prompt in prompts]
 
 
@@ -77,7 +77,7 @@ class Benchmark:
 
     Args:
         target, draft: the two models.
-        tokenizer: the target's, with a chat template if it has one.
+        tokenizer: the target's tokenizer. Its chat template is used if it has one.
         max_new_tokens (`int`): per turn.
         methods (`Sequence[Method]`, *optional*): what to compare; default: plain `generate` and the drafter's trees.
     """
@@ -93,11 +93,11 @@ class Benchmark:
         self.target, self.draft, self.tokenizer = target.eval(), draft.eval(), tokenizer
         self.max_new_tokens = max_new_tokens
         self.methods = list(methods or make_methods(target, draft, ("plain", "jakiro")))
-        self._device: Any = target.get_input_embeddings().weight.device
+        self._device = cast(torch.Tensor, target.get_input_embeddings().weight).device
 
     def encode(self, messages: str | Sequence[Mapping[str, str]]) -> dict[str, torch.Tensor]:
         """
-        One user turn, or a conversation, as the target's chat template frames it; the bare text if it has none.
+        Encodes a user turn or a conversation with the target's chat template; without a template, as bare text.
 
         Returns:
             `input_ids` and `attention_mask`, `[1, T]`.
@@ -107,11 +107,16 @@ class Benchmark:
         return encode_conversation(self.tokenizer, messages, self._device)
 
     def encode_batch(self, conversations: Sequence[str | Sequence[Mapping[str, str]]]) -> dict[str, torch.Tensor]:
-        """Several of them, padded on the left: `input_ids` and `attention_mask`, `[B, T]`."""
+        """
+        Encodes several conversations, padded on the left.
+
+        Returns:
+            `input_ids` and `attention_mask`, `[B, T]`.
+        """
         rows = [self.encode(messages) for messages in conversations]
         width = max(row["input_ids"].shape[1] for row in rows)
         padding = self.tokenizer.pad_token_id
-        if padding is None:  # masked, so that any token does
+        if padding is None:  # it is masked, so any token will do
             padding = self.target.generation_config.pad_token_id or 0
         return {
             name: torch.cat(
@@ -122,21 +127,22 @@ class Benchmark:
 
     def warm_up(self, batches: Sequence[Sequence[Prompt]], temperatures: Sequence[float] = (0.0,)) -> dict[str, str]:
         """
-        Lets every method answer the longest prompt with a few tokens, as if with room for the longest conversation:
+        Lets every method answer the longest prompt with a few tokens, with room for the longest conversation, so that
         static caches do not grow afterwards. Drops the methods that transformers refuses for this target.
 
         Args:
-            batches: what [`~Benchmark.run_prompts`] is going to be asked.
+            batches: all prompts that [`~Benchmark.run_prompts`] is going to be called with.
+            temperatures: all temperatures of these calls; 0 is greedy.
 
         Returns:
-            Why, by the dropped methods' names.
+            Why methods were dropped, by their names.
         """
         candidates = [
             self.encode_batch([_silent_conversation(turns) for turns in _turns(prompts)]) for prompts in batches
         ]
         inputs = max(candidates, key=lambda inputs: inputs["input_ids"].shape[1])
         rows, start = inputs["input_ids"].shape
-        # decoded and read again, an answer may take some tokens more
+        # an answer that is decoded and encoded again may have a few tokens more
         most_turns = max(len(turns) for prompts in batches for turns in _turns(prompts))
         room = most_turns * (self.max_new_tokens + _WARM_UP_TOKENS)
         enough = [lambda ids, scores: torch.full((rows,), ids.shape[1] - start >= _WARM_UP_TOKENS, device=ids.device)]
@@ -153,7 +159,7 @@ class Benchmark:
                     if method.name == "plain":
                         raise
                     skipped[method.name] = " ".join(str(error).split())
-                    # an early exit that fails leaves the target with its lower layers
+                    # an early exit that fails leaves only the lower layers in the target's config
                     self.target.config.get_text_config(decoder=True).num_hidden_layers = num_layers
                     break
         self.methods = [method for method in self.methods if method.name not in skipped]
@@ -168,14 +174,15 @@ class Benchmark:
         first: int = 0,
     ) -> PromptRecord:
         """
-        Lets all methods answer each turn of a prompt from the same seed and the same context: between the turns stand
-        the answers of plain `generate`. Several prompts are a batch, and the first turn of each is answered.
+        Lets all methods answer each turn of a prompt with the same seed and the same context, in which the answers to
+        earlier turns are those of plain `generate`. Several prompts are a batch; the first turn of each is answered.
 
         Args:
-            prompts (`Sequence[Prompt]`): what is asked, of one task.
+            prompts (`Sequence[Prompt]`): prompts of one task.
             temperature (`float`): 0 is greedy.
-            profile (`bool`): run all again, with timers.
-            first (`int`): which method begins.
+            seed (`int`): set before each answer.
+            profile (`bool`): whether to run all methods again with timers.
+            first (`int`): number of the method that begins.
         """
         record = PromptRecord(*_key(prompts), temperature, runs=[], num_prompts=len(prompts))
         first %= len(self.methods)
@@ -190,27 +197,43 @@ class Benchmark:
             _, plain = answers["plain"]
             for method in self.methods:
                 run, rows = answers[method.name]
-                same = [torch.equal(row, expected) for row, expected in zip(rows, plain, strict=True)]
-                run.identical = sum(same) / len(same)
-                if temperature == 0 and self.target.dtype in (torch.bfloat16, torch.float16):
-                    run.rounding = add_rounding(
-                        None if is_same else rounding_report(self.target, row[None], length)
-                        for row, length, is_same in zip(rows, lengths, same, strict=True)
-                    )
+                self._compare(run, rows, plain, lengths, temperature)
                 record.runs.append(run)
             if profile:
                 record.profiles += [self._profile(method, turn, inputs, temperature, seed) for method in self.methods]
             for messages, row, length in zip(conversations, plain, lengths, strict=True):
-                answer: Any = self.tokenizer.decode(row[length:], skip_special_tokens=True)
+                answer = cast(str, self.tokenizer.decode(row[length:], skip_special_tokens=True))
                 messages.append({"role": "assistant", "content": answer})
         return record
 
-    def _generate(self, method: Method, inputs: Mapping[str, torch.Tensor], temperature: float, seed: int, **kwargs):
+    def _compare(
+        self,
+        run: Run,
+        rows: Sequence[torch.Tensor],
+        plain: Sequence[torch.Tensor],
+        prompt_lengths: Sequence[int],
+        temperature: float,
+    ) -> None:
+        """
+        Notes how many rows equal those of plain `generate`. In greedy half precision it also notes by how much the
+        others miss the argmax.
+        """
+        same = [torch.equal(row, expected) for row, expected in zip(rows, plain, strict=True)]
+        run.identical = sum(same) / len(same)
+        if temperature == 0 and self.target.dtype in (torch.bfloat16, torch.float16):
+            run.rounding = add_rounding(
+                None if is_same else rounding_report(self.target, row[None], length)
+                for row, length, is_same in zip(rows, prompt_lengths, same, strict=True)
+            )
+
+    def _generate(
+        self, method: Method, inputs: Mapping[str, torch.Tensor], temperature: float, seed: int, **kwargs: Any
+    ) -> tuple[float, torch.Tensor]:
+        """Seconds and tokens `[B, T + new]` of one call of `generate`."""
         set_seed(seed)
         synchronize(self._device)
         start = time.perf_counter()
-        generate: Any = self.target.generate
-        output = generate(
+        output = self.target.generate(
             **inputs, **sampling_options(temperature), **method.options, max_new_tokens=self.max_new_tokens, **kwargs
         )
         synchronize(self._device)
@@ -223,13 +246,16 @@ class Benchmark:
         Lets one method answer one turn, without timers inside.
 
         Args:
-            turn (`int`): its number, to be noted.
-            inputs: what [`~Benchmark.encode`] or [`~Benchmark.encode_batch`] gives.
+            method ([`~transformers_jakiro.measuring.methods.Method`]): how to generate.
+            turn (`int`): number of the turn, for the record.
+            inputs: from [`~Benchmark.encode`] or [`~Benchmark.encode_batch`].
+            temperature (`float`): 0 is greedy.
+            seed (`int`): set before.
 
         Returns:
             What was measured, and each row's prompt and answer without padding.
         """
-        # with `return_dict_in_generate`, which tells what was accepted, ended rows would stay in the batch
+        # `return_dict_in_generate` would tell what was accepted, too, but would keep finished rows in the batch
         with method.ready(), collect_statistics() as drafted:
             seconds, output = self._generate(method, inputs, temperature, seed)
         rows = trim_rows(output, inputs["attention_mask"], self.target.generation_config.eos_token_id)
@@ -244,6 +270,7 @@ class Benchmark:
     def _profile(
         self, method: Method, turn: int, inputs: Mapping[str, torch.Tensor], temperature: float, seed: int
     ) -> Profile:
+        """Lets one method answer one turn with timers inside."""
         timer = ForwardTimer(self._device, TIMED_METHODS, **(method.modules or {}))
         prefill: dict[str, Any] = {}
 
@@ -255,7 +282,8 @@ class Benchmark:
         with method.ready(), timer.running(), collect_statistics() as drafted:
             shape = None
             if method.draft is not None:
-                shape = TreeShape.from_config(method.draft.config, method.options.get("num_assistant_tokens"))
+                config = cast(JakiroDraftConfig, method.draft.config)
+                shape = TreeShape.from_config(config, method.options.get("num_assistant_tokens"))
             is_batch = inputs["input_ids"].shape[0] > 1
             recorder = BatchRecorder(on_prefill) if is_batch else StepRecorder(on_prefill, shape)
             seconds, _ = self._generate(method, inputs, temperature, seed, streamer=recorder)
@@ -283,8 +311,12 @@ def trim_rows(
     sequences: torch.Tensor, attention_mask: torch.Tensor, end_tokens: int | Sequence[int] | None
 ) -> list[torch.Tensor]:
     """
-    The rows `[B, T + new]` of a batch without padding: before the prompt by its mask `[B, T]`, and behind the first
-    end token of the answer.
+    The rows of a batch without padding: none before the prompt, none after the first end token of the answer.
+
+    Args:
+        sequences (`torch.LongTensor` of shape `(B, T + new)`): prompts and answers.
+        attention_mask (`torch.LongTensor` of shape `(B, T)`): mask of the prompts.
+        end_tokens: tokens that end an answer.
     """
     ends = torch.tensor([end_tokens] if isinstance(end_tokens, int) else list(end_tokens or ()), dtype=torch.long)
     rows = []
@@ -298,12 +330,17 @@ def trim_rows(
 @torch.no_grad()
 def rounding_report(target: PreTrainedModel, sequences: torch.Tensor, prompt_length: int) -> dict[str, float]:
     """
-    Teacher-forces a greedy output through the target: how many of its tokens are not the argmax of the target's own
-    forward, and by how much the worst of them falls short.
+    Runs a greedy output through the target (teacher forcing). Counts the tokens that are not the argmax of the
+    target's own forward, and measures by how much the worst one misses it.
+
+    Args:
+        target ([`~transformers.PreTrainedModel`]): the target.
+        sequences (`torch.LongTensor` of shape `(1, T)`): prompt and answer.
+        prompt_length (`int`): tokens of the prompt.
 
     Returns:
-        `tokens`, `differing` (tokens that are not the argmax), `largest_gap` (logit of the argmax less that of the
-        token, relative to the row's largest absolute logit).
+        `tokens`, `differing` (tokens that are not the argmax) and `largest_gap` (the argmax's logit minus the token's,
+        relative to the largest absolute logit at that position).
     """
     logits = target(sequences[:, :-1]).logits[0, prompt_length - 1 :].float()
     tokens = sequences[0, prompt_length:, None]
@@ -311,68 +348,27 @@ def rounding_report(target: PreTrainedModel, sequences: torch.Tensor, prompt_len
     return {"tokens": len(tokens), "differing": int((gaps > 0).sum()), "largest_gap": float(gaps.max())}
 
 
-def provenance(**arguments: Any) -> dict[str, Any]:
-    """What a figure depends on besides the models."""
-    return {
-        "transformers_jakiro": version("transformers_jakiro"),
-        "commit": _commit(),
-        "transformers": transformers.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "arguments": arguments,
-    }
-
-
-def _commit() -> str | None:
-    """The commit of this package's checkout, `-dirty` if changed; None where it is installed without one."""
-
-    def git(*arguments: str) -> str | None:
-        command = ["git", "-C", str(Path(__file__).parents[1]), *arguments]
-        try:
-            result = subprocess.run(command, capture_output=True, text=True, check=False)
-        except OSError:  # no git
-            return None
-        return result.stdout.strip() if result.returncode == 0 else None
-
-    if git("ls-files", "--error-unmatch", "__init__.py") is None:
-        return None
-    commit = git("rev-parse", "HEAD")
-    return f"{commit}-dirty" if git("status", "--porcelain", "--untracked-files=no", ".") else commit
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
 @dataclass(frozen=True)
 class BenchOptions:
     """
-    What a benchmark measures. The fields are the record of a run: one that was stopped only goes on with the same.
+    What `jakiro bench` measures. The fields are the `arguments` of its results.
 
     Args:
-        files: prompts ([`~transformers_jakiro.measuring.prompts.read_prompts`]); default: those that ship, or none
-            where only `context` is asked for.
+        files: prompts ([`~transformers_jakiro.measuring.prompts.read_prompts`]). If empty, the shipped ones are used;
+            with `context`, none.
         target, draft, control, assistant: folders or Hub ids.
         temperature: 0 is greedy.
-        tasks, limit: which tasks, and how many prompts of each.
-        max_new_tokens: of an answer.
+        tasks, limit: which tasks to take, and how many prompts of each.
+        max_new_tokens: per turn.
         methods, assistant_early_exit, num_assistant_tokens: see
             [`~transformers_jakiro.measuring.methods.make_methods`].
-        batch_size: prompts of a task that are answered at a time, of conversations the first turns. Prompts that do
-            not fill a batch are left out, and so are methods that take one at a time.
+        batch_size: prompts of a task that are answered at a time; only the first turn of each. Prompts that do not
+            fill a batch are left out, and so are methods that take one prompt at a time.
         profile: prompts (or batches) of each task to run again with timers.
-        deepen: layers to give the target by inserting identity layers
+        deepen: number of layers to give the target by inserting identity layers
             ([`~transformers_jakiro.measuring.deepened.deepen`]).
-        dtype: of all models.
-        context: lengths at which to measure a step's time, too.
+        dtype: precision of all models.
+        context: context lengths at which a step's time is measured, too.
     """
 
     files: Sequence[str]
@@ -394,38 +390,35 @@ class BenchOptions:
     context: Sequence[int] | None = None
 
     def record(self) -> dict[str, Any]:
-        """The options by name, as they were given."""
+        """The fields by name."""
         return {each.name: getattr(self, each.name) for each in fields(self)}
 
 
 def run_bench(options: BenchOptions, output: str | None = None, console: "Console | None" = None) -> dict[str, Any]:
     """
-    The `jakiro bench` command: lets all methods answer the prompts at all temperatures, prints tables and writes a
-    report. Stopped and run again with the same options, it goes on.
+    The `jakiro bench` command. It lets all methods answer the prompts at all temperatures, prints tables and writes a
+    report. A stopped run continues if it is started again with the same options.
 
     Args:
         options ([`BenchOptions`]): what to measure.
-        output (`str`, *optional*): folder for the report.
-        console (`rich.console.Console`, *optional*): where to print.
+        output (`str`, *optional*): folder for the report; default: none is written.
+        console ([`~rich.console.Console`], *optional*): where to print; default: standard output.
 
     Returns:
-        What `results.json` holds; see `results.schema.json`.
+        What `results.json` holds; see `results.schema.json` beside this module.
 
     Raises:
         ValueError: if the models, prompts or methods do not fit, or `output` holds results of other options.
+        SystemExit: with code 130, if it is stopped from the keyboard.
     """
-    from rich.console import Console
-
     if options.profile < 0:
         raise ValueError(f"`--profile` must be at least 0, got {options.profile}.")
-    console = console or Console()
-    if not console.is_terminal:
-        console.width = 150  # a file has room for the whole table
-    prompts = (
-        gather_prompts(options.files, options.tasks, options.limit) if options.files or not options.context else []
-    )
+    console = _console(console)
+    prompts: list[Prompt] = []
+    if options.files or not options.context:
+        prompts = gather_prompts(options.files, options.tasks, options.limit)
     batches, left_out = in_batches(prompts, options.batch_size)
-    folder = None if output is None else _folder(output)
+    folder = _report_folder(output)
     conditions = provenance(**options.record())
     journal = Journal(None if folder is None else folder / "runs.jsonl", conditions)
     benchmark, label = load_benchmark(
@@ -440,24 +433,33 @@ def run_bench(options: BenchOptions, output: str | None = None, console: "Consol
         num_assistant_tokens=options.num_assistant_tokens,
         deepen=options.deepen,
     )
-    known = [{"name": method.name, "description": method.description} for method in benchmark.methods]
-    jobs = [(value, batch) for value in options.temperature for batch in batches]
+    methods = benchmark.methods  # with those that cannot run
+    jobs = [(temperature, batch) for temperature in options.temperature for batch in batches]
     try:
         _run_jobs(benchmark, journal, jobs, options.profile, console)
     except KeyboardInterrupt:
-        console.print(f"Stopped after {len(journal.records)} of {len(jobs)} answers.", end=" ")
-        if folder is not None:
-            console.print("Run the same command again to go on.", end="")
-        console.print()
+        _print_stopped(console, len(journal.records), len(jobs), folder)
         raise SystemExit(130) from None
-    payload = _payload(benchmark, journal, jobs, known, label, conditions, options.context)
-    _print_results(payload, left_out, console)
+    payload = _payload(benchmark, label, conditions, methods, journal, jobs, options.context)
+    _print_results(console, payload, left_out, options.batch_size)
     if folder is not None:
-        _save(folder, payload, console)
+        _save_results(console, payload, folder)
     return payload
 
 
-def _folder(output: str) -> Path:
+def _console(console: "Console | None") -> "Console":
+    from rich.console import Console
+
+    console = console or Console()
+    if not console.is_terminal:
+        console.width = 150  # a file has room for the whole table
+    return console
+
+
+def _report_folder(output: str | None) -> Path | None:
+    """Makes the folder of `--output`, if there is one."""
+    if output is None:
+        return None
     folder = Path(output)
     if folder.is_file():
         raise ValueError(f"`--output` must be a folder, {folder} is a file. Choose another name.")
@@ -466,16 +468,16 @@ def _folder(output: str) -> Path:
 
 
 def _payload(
-    benchmark: "Benchmark",
-    journal: Journal,
-    jobs: Sequence[tuple[float, Sequence[Prompt]]],
-    methods: Sequence[Mapping[str, Any]],
+    benchmark: Benchmark,
     label: str,
     conditions: Mapping[str, Any],
+    methods: Sequence[Method],
+    journal: Journal,
+    jobs: Sequence[Job],
     context: Sequence[int] | None,
 ) -> dict[str, Any]:
-    """What `results.json` holds of finished jobs."""
-    records = [journal.records[(value, *_key(batch))] for value, batch in jobs]
+    """The contents of `results.json`. How a step's time grows with the `context` is measured here."""
+    records = [journal.records[_job_key(job)] for job in jobs]
     skipped = journal.skipped or {}
     return {
         "schema_version": report.SCHEMA_VERSION,
@@ -485,14 +487,25 @@ def _payload(
             "target_config": _config(benchmark.target),
             "draft_config": _config(benchmark.draft),
         },
-        "methods": [{**method, "skipped": skipped.get(method["name"])} for method in methods],
+        "methods": [
+            {"name": method.name, "description": method.description, "skipped": skipped.get(method.name)}
+            for method in methods
+        ],
         "summary": summarize(records),
         "context": context_growth(benchmark.target, benchmark.draft, context) if context else [],
         "records": [asdict(record) for record in records],
     }
 
 
-def _print_results(payload: dict[str, Any], left_out: Sequence[Prompt], console: "Console") -> None:
+def _print_stopped(console: "Console", num_answered: int, num_jobs: int, folder: Path | None) -> None:
+    console.print(f"Stopped after {num_answered} of {num_jobs} answers.", end=" ")
+    if folder is not None:
+        console.print("Run the same command again to go on.", end="")
+    console.print()
+
+
+def _print_results(console: "Console", payload: dict[str, Any], left_out: Sequence[Prompt], batch_size: int) -> None:
+    """Prints the tables, the methods that cannot run, and the prompts that fill no batch."""
     from rich.markup import escape
 
     console.print(f"[bold]{escape(payload['label'])}[/bold]", soft_wrap=True)
@@ -501,21 +514,20 @@ def _print_results(payload: dict[str, Any], left_out: Sequence[Prompt], console:
     console.print(escape(report.conditions(payload)), soft_wrap=True)
     for method in payload["methods"]:
         if method["skipped"] is not None:
-            text = f"[bold]{method['name']}[/bold] {report.cannot_run(payload)}: {escape(method['skipped'])}"
-            console.print(text, soft_wrap=True)
+            line = f"[bold]{method['name']}[/bold] {report.cannot_run(payload)}: {escape(method['skipped'])}"
+            console.print(line, soft_wrap=True)
     if left_out:
         names = ", ".join(f"{prompt.task} {prompt.id}" for prompt in left_out)
-        size = payload["provenance"]["arguments"]["batch_size"]
-        console.print(f"Left out, as they fill no batch of {size}: {escape(names)}", soft_wrap=True)
+        console.print(f"Left out, as they fill no batch of {batch_size}: {escape(names)}", soft_wrap=True)
 
 
-def _save(folder: Path, payload: dict[str, Any], console: "Console") -> None:
+def _save_results(console: "Console", payload: dict[str, Any], folder: Path) -> None:
+    """Writes the report, and says what was written."""
     from rich.markup import escape
 
     missing = report.write_report(folder, payload)
-    console.print(
-        f"Saved {escape(str(folder / 'results.json'))}, results.md, results.html" + ("" if missing else " and plots")
-    )
+    plots = "" if missing else " and plots"
+    console.print(f"Saved {escape(str(folder / 'results.json'))}, results.md, results.html{plots}")
     if missing:
         console.print(missing, soft_wrap=True)
 
@@ -532,16 +544,26 @@ def load_benchmark(
     num_assistant_tokens: Sequence[int] | None = None,
     deepen: int | None = None,
 ) -> tuple[Benchmark, str]:
-    """Loads models, on the accelerator if there is one. Arguments as of [`BenchOptions`]. Returns their name, too."""
+    """
+    Loads the models, on the accelerator if there is one.
+
+    Args:
+        target, draft, dtype, max_new_tokens, methods, control, assistant, assistant_early_exit, num_assistant_tokens,
+            deepen: see [`BenchOptions`].
+
+    Returns:
+        The benchmark, and a title for it.
+    """
     where = {"device_map": "auto"} if torch.accelerator.is_available() else {}
     target_model = AutoModelForCausalLM.from_pretrained(target, dtype=dtype, **where).eval()
     device = target_model.get_output_embeddings().weight.device
 
-    def load(path: str | None, auto: Any) -> PreTrainedModel | None:
-        return None if path is None else auto.from_pretrained(path, dtype=target_model.dtype).to(device).eval()
+    def load(path: str, auto: Any) -> PreTrainedModel:
+        return auto.from_pretrained(path, dtype=target_model.dtype).to(device).eval()
 
-    draft_model: Any = load(draft, AutoModel)
-    control_model: Any = load(control, AutoModel)
+    draft_model = load(draft, AutoModel)
+    control_model = None if control is None else load(control, AutoModel)
+    assistant_model = None if assistant is None else load(assistant, AutoModelForCausalLM)
     label = f"{target} with {draft}, {dtype}"
     if deepen is not None:
         positions = insert_layers(target_model, deepen)
@@ -554,7 +576,7 @@ def load_benchmark(
         draft_model,
         methods,
         control=control_model,
-        assistant=load(assistant, AutoModelForCausalLM),
+        assistant=assistant_model,
         early_exit=assistant_early_exit,
         num_assistant_tokens=num_assistant_tokens or (),
     )
@@ -563,54 +585,55 @@ def load_benchmark(
 
 
 def _run_jobs(
-    benchmark: Benchmark,
-    journal: Journal,
-    jobs: Sequence[tuple[float, Sequence[Prompt]]],
-    num_profiled: int,
-    console: "Console",
+    benchmark: Benchmark, journal: Journal, jobs: Sequence[Job], num_profiled: int, console: "Console"
 ) -> None:
-    """Runs what the journal does not hold yet: pairs of a temperature and a batch of prompts."""
+    """Runs the jobs that the journal does not hold yet."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    left = [(value, prompts) for value, prompts in jobs if (value, *_key(prompts)) not in journal.records]
+    left = [job for job in jobs if _job_key(job) not in journal.records]
     if not left:
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("warm-up", total=len(left))
-        if journal.skipped is None:
-            temperatures = list(dict.fromkeys(value for value, _ in jobs))
-            journal.skip(benchmark.warm_up([prompts for _, prompts in jobs], temperatures))
-        else:
-            benchmark.methods = [method for method in benchmark.methods if method.name not in journal.skipped]
-            benchmark.warm_up([prompts for _, prompts in left], [left[0][0]])
-        seen: dict[tuple[float, str], int] = {}
-        for number, (value, prompts) in enumerate(jobs):
-            task, name = _key(prompts)
-            index = seen.setdefault((value, task), 0)
-            seen[value, task] += 1
-            if (value, task, name) in journal.records:
+        _warm_up(benchmark, journal, jobs, left)
+        num_seen: dict[tuple[float, str], int] = {}  # by temperature and task
+        for number, job in enumerate(jobs):
+            temperature, prompts = job
+            task = prompts[0].task
+            index = num_seen.setdefault((temperature, task), 0)
+            num_seen[temperature, task] += 1
+            if _job_key(job) in journal.records:
                 continue
-            progress.update(bar, description=f"{task}, T = {value:g}")
-            journal.add(benchmark.run_prompts(prompts, value, profile=index < num_profiled, first=number))
+            progress.update(bar, description=f"{task}, T = {temperature:g}")
+            journal.add(benchmark.run_prompts(prompts, temperature, profile=index < num_profiled, first=number))
             progress.advance(bar)
 
 
+def _warm_up(benchmark: Benchmark, journal: Journal, jobs: Sequence[Job], left: Sequence[Job]) -> None:
+    """Warms the methods up, and drops those that cannot run. Which these are is found out once and then noted."""
+    if journal.skipped is None:
+        temperatures = list(dict.fromkeys(temperature for temperature, _ in jobs))
+        journal.skip(benchmark.warm_up([prompts for _, prompts in jobs], temperatures))
+    else:
+        benchmark.methods = [method for method in benchmark.methods if method.name not in journal.skipped]
+        benchmark.warm_up([prompts for _, prompts in left], [left[0][0]])
+
+
 def _key(prompts: Sequence[Prompt]) -> tuple[str, str]:
-    """Task and id of what is answered together."""
+    """Task and id of prompts that are answered together."""
     return prompts[0].task, "+".join(prompt.id for prompt in prompts)
 
 
+def _job_key(job: Job) -> tuple[float, str, str]:
+    """Where the journal keeps a job's record."""
+    temperature, prompts = job
+    return (temperature, *_key(prompts))
+
+
 def _config(model: PreTrainedModel) -> dict[str, Any]:
+    """The config as JSON holds it."""
     return json.loads(model.config.to_json_string())
 
 
-__all__ = [
-    "BenchOptions",
-    "Benchmark",
-    "load_benchmark",
-    "provenance",
-    "rounding_report",
-    "run_bench",
-    "trim_rows",
-]
+__all__ = ["BenchOptions", "Benchmark", "load_benchmark", "rounding_report", "run_bench", "trim_rows"]

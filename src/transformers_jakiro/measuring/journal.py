@@ -1,6 +1,6 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
-"""What a benchmark has measured so far, on disk, so that a stopped run can go on."""
+"""What a benchmark has measured so far, on disk, so that a stopped run can continue."""
 
 import json
 from dataclasses import asdict
@@ -12,14 +12,14 @@ from .summary import PromptRecord
 
 class Journal:
     """
-    What has been measured, a line of JSON per prompt and temperature, so that a stopped run can go on.
+    What has been measured: one line of JSON per prompt (or batch) and temperature.
 
     Args:
-        path (`Path`, *optional*): the file; without one nothing outlives the process.
+        path (`Path`, *optional*): the file. Without one, nothing is kept beyond the process.
         conditions (`dict`): what the figures depend on.
 
     Raises:
-        ValueError: if the file holds what was measured under other conditions.
+        ValueError: if the file holds figures measured under other conditions.
     """
 
     def __init__(self, path: Path | None, conditions: dict[str, Any]):
@@ -30,7 +30,7 @@ class Journal:
         if path is None:
             return
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        if lines and not lines[-1].endswith("\n"):  # stopped while it was written
+        if lines and not lines[-1].endswith("\n"):  # interrupted while it was written
             lines.pop()
             path.write_text("".join(lines), encoding="utf-8")
         for line in lines:
@@ -46,11 +46,12 @@ class Journal:
             self._write({"conditions": conditions})
 
     def add(self, record: PromptRecord) -> None:
+        """Keeps a record."""
         self.records[record.temperature, record.task, record.id] = record
         self._write({"record": asdict(record)})
 
     def skip(self, reasons: dict[str, str]) -> None:
-        """Notes which methods cannot be run, and why."""
+        """Keeps which methods cannot run, and why."""
         self.skipped = reasons
         self._write({"skipped": reasons})
 
@@ -69,8 +70,8 @@ def _check_same(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None
     ]
     if differing:
         raise ValueError(
-            f"{path} holds what was measured under other conditions: {', '.join(differing)}. Repeat those of before "
-            "to go on, or choose another `--output`."
+            f"{path} holds figures measured under other conditions: {', '.join(differing)}. Use the same conditions "
+            "to continue, or choose another `--output`."
         )
 
 

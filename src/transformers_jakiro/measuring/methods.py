@@ -1,19 +1,24 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
-"""The methods that `jakiro bench` compares: a table of names, descriptions and builders."""
+"""
+The ways to generate that a benchmark compares.
+
+[`METHODS`] describes each of them and says how to build it; [`make_methods`] builds those that are asked for.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
 
 from ..core import compat
 
-# the fields of the published trees
+# the tree of the paper
 PUBLISHED = {"tree_depth": 7, "tree_top_k": 10, "tree_width": 10, "num_draft_tokens": 59}
+_PROMPT_LOOKUP_TOKENS = 10
 
 
 @dataclass(frozen=True)
@@ -22,44 +27,50 @@ class Method:
     A way to generate.
 
     Args:
+        name (`str`): unique within a benchmark.
+        description (`str`): for the report.
         options: arguments of `generate`.
-        draft ([`JakiroDraftModel`], *optional*): the drafter, also among the options.
-        tree: fields of the drafter's config while this method runs.
-        modules: whose forwards to time in profiled runs: `target`, `draft`, `head`; None where hooks would change what
-            is run, or could not tell the two apart.
+        draft ([`JakiroDraftModel`], *optional*): the drafter, which is also among the options.
+        tree: fields of the drafter's config to set while this method runs.
+        modules: modules whose forwards are timed in profiled runs: `target`, `draft`, `head`. None if hooks would
+            change what is run, or could not tell the modules apart.
     """
 
     name: str
     description: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    draft: Any = None
+    draft: PreTrainedModel | None = None
     tree: Mapping[str, Any] = field(default_factory=dict)
     modules: Mapping[str, torch.nn.Module] | None = None
 
     @contextmanager
     def ready(self) -> Iterator[None]:
-        """Sets the fields of the drafter's config, and takes them back."""
-        before = {name: getattr(self.draft.config, name) for name in self.tree}
+        """Sets the fields of the drafter's config, and restores them at the end."""
+        if self.draft is None:
+            yield
+            return
+        config = self.draft.config
+        before = {name: getattr(config, name) for name in self.tree}
         try:
             for name, value in self.tree.items():
-                setattr(self.draft.config, name, value)
+                setattr(config, name, value)
             yield
         finally:
             for name, value in before.items():
-                setattr(self.draft.config, name, value)
+                setattr(config, name, value)
 
 
 @dataclass(frozen=True)
-class Models:
+class MethodInputs:
     """
-    What methods are made of.
+    What methods are built from.
 
     Args:
         target, draft: the two models.
-        control (*optional*): another drafter.
-        assistant (*optional*): a small causal language model with the same tokenizer.
-        early_exit (`int`, *optional*): layers of the target to draft with.
-        sizes (`Sequence[int]`): nodes per tree; empty: as many as the drafter likes.
+        control ([`JakiroDraftModel`], *optional*): another drafter.
+        assistant ([`~transformers.PreTrainedModel`], *optional*): a small causal language model.
+        early_exit (`int`, *optional*): number of the target's layers to draft with.
+        tree_sizes (`tuple[int, ...]`): nodes per tree; if empty, as many as the drafter's config says.
     """
 
     target: PreTrainedModel
@@ -67,143 +78,165 @@ class Models:
     control: PreTrainedModel | None = None
     assistant: PreTrainedModel | None = None
     early_exit: int | None = None
-    sizes: Sequence[int] = ()
+    tree_sizes: tuple[int, ...] = ()
+
+    @property
+    def first_size(self) -> int | None:
+        """For methods that run with one tree size only."""
+        return self.tree_sizes[0] if self.tree_sizes else None
 
 
-class Kind(NamedTuple):
+# Completes a method that has only its name and description. Some are run in several variants.
+Builder = Callable[[Method, MethodInputs], list[Method]]
+
+
+@dataclass(frozen=True)
+class MethodKind:
     """
-    A row of [`METHODS`].
+    An entry of [`METHODS`].
 
     Args:
-        description (`str`): for people.
-        build: the methods of this kind, given its name, its description and the models.
-        needs (`str`, *optional*): the field of [`Models`] that must be given.
+        description (`str`): for the report.
+        build: completes a method that has only its name and this description.
+        needs (`str`, *optional*): field of [`MethodInputs`] that must be given.
+        default (`bool`): whether it runs if no methods are chosen, provided that it has what it needs.
     """
 
     description: str
-    build: Callable[[str, str, Models], list[Method]]
+    build: Builder
     needs: str | None = None
+    default: bool = False
 
 
-def _compiled() -> dict[str, Any]:
-    return {"cache_implementation": "static", "compile_config": compat.compile_everywhere()}
+_OPTION_OF_INPUT = {
+    "control": "--control",
+    "assistant": "--assistant",
+    "early_exit": "--assistant-early-exit",
+}
 
 
-def _plain(name: str, description: str, models: Models) -> list[Method]:
-    return [Method(name, description, modules={"target": models.target})]
-
-
-def _static(name: str, description: str, models: Models) -> list[Method]:
-    return [Method(name, description, _compiled())]
-
-
-def _drafted(
-    name: str, description: str, models: Models, nodes: int | None, draft: PreTrainedModel | None = None, **tree: Any
+def _with_drafter(
+    method: Method, given: MethodInputs, drafter: PreTrainedModel, num_nodes: int | None, **tree: Any
 ) -> Method:
-    """Trees of a drafter, with `nodes` nodes if given, and with fields of its config as in `tree`."""
-    drafter = draft or models.draft
+    """Adds a drafter, the number of nodes per tree (None: the config's), and fields of the drafter's config."""
     options: dict[str, Any] = {"assistant_model": drafter}
-    if nodes is not None:
-        options["num_assistant_tokens"] = nodes
-        description += f", {nodes} nodes"
-    modules = {"target": models.target, "draft": drafter, "head": models.target.get_output_embeddings()}
-    return Method(name, description, options, drafter, tree, modules)
+    description = method.description
+    if num_nodes is not None:
+        options["num_assistant_tokens"] = num_nodes
+        description += f", {num_nodes} nodes"
+    modules = {"target": given.target, "draft": drafter, "head": given.target.get_output_embeddings()}
+    return replace(method, description=description, options=options, draft=drafter, tree=tree, modules=modules)
 
 
-def _each_size(
-    name: str, description: str, models: Models, draft: PreTrainedModel | None = None, **tree: Any
-) -> list[Method]:
-    """One method per size of the trees, called `name-size` if there are several."""
-    several = len(models.sizes) > 1
+def _with_each_size(method: Method, given: MethodInputs, drafter: PreTrainedModel, **tree: Any) -> list[Method]:
+    """One method per tree size. With several sizes, the size is appended to the name."""
+    if len(given.tree_sizes) <= 1:
+        return [_with_drafter(method, given, drafter, given.first_size, **tree)]
     return [
-        _drafted(f"{name}-{nodes}" if several else name, description, models, nodes, draft, **tree)
-        for nodes in models.sizes or (None,)
+        _with_drafter(replace(method, name=f"{method.name}-{num_nodes}"), given, drafter, num_nodes, **tree)
+        for num_nodes in given.tree_sizes
     ]
 
 
-def _first_size(models: Models) -> int | None:
-    return models.sizes[0] if models.sizes else None
+def _with_static_cache(build: Builder) -> Builder:
+    """The same methods with a static cache and `torch.compile`. Hooks would change what is compiled: no timers."""
+
+    def build_static(method: Method, given: MethodInputs) -> list[Method]:
+        static = {"cache_implementation": "static", "compile_config": compat.compile_everywhere()}
+        return [replace(built, options={**built.options, **static}, modules=None) for built in build(method, given)]
+
+    return build_static
 
 
-def _jakiro_static(name: str, description: str, models: Models) -> list[Method]:
-    method = _drafted(name, description, models, _first_size(models))
-    return [replace(method, options={**method.options, **_compiled()}, modules=None)]
+def _plain(method: Method, given: MethodInputs) -> list[Method]:
+    return [replace(method, modules={"target": given.target})]
 
 
-def _eagle2(name: str, description: str, models: Models) -> list[Method]:
-    tree = {field: getattr(models.draft.config, field) for field in (*PUBLISHED, "batch_trees")}
-    return _each_size(name, description, models, models.control, **tree, static_tree=None)
+def _jakiro(method: Method, given: MethodInputs) -> list[Method]:
+    return _with_each_size(method, given, given.draft)
 
 
-def _published(name: str, description: str, models: Models) -> list[Method]:
-    tree: dict[str, Any] = {**PUBLISHED, "static_tree": None, "batch_trees": None}
-    return [_drafted(name, description, models, PUBLISHED["num_draft_tokens"], **tree)]
+def _jakiro_of_one_size(method: Method, given: MethodInputs) -> list[Method]:
+    return [_with_drafter(method, given, given.draft, given.first_size)]
 
 
-def _adaptive(name: str, description: str, models: Models) -> list[Method]:
-    method = _drafted(name, description, models, _first_size(models))
-    return [replace(method, options={**method.options, "num_assistant_tokens_schedule": "heuristic"})]
+def _published(method: Method, given: MethodInputs) -> list[Method]:
+    tree = {**PUBLISHED, "static_tree": None, "batch_trees": None}
+    return [_with_drafter(method, given, given.draft, PUBLISHED["num_draft_tokens"], **tree)]
 
 
-def _chain(name: str, description: str, models: Models) -> list[Method]:
-    tree: dict[str, Any] = {"static_tree": None, "batch_trees": None, "tree_top_k": 1, "tree_width": None}
-    return [_drafted(name, description, models, models.draft.config.tree_depth, **tree)]
+def _adaptive(method: Method, given: MethodInputs) -> list[Method]:
+    (built,) = _jakiro_of_one_size(method, given)
+    return [replace(built, options={**built.options, "num_assistant_tokens_schedule": "heuristic"})]
 
 
-def _prompt_lookup(name: str, description: str, models: Models) -> list[Method]:
-    return [Method(name, description, {"prompt_lookup_num_tokens": 10}, modules={"target": models.target})]
+def _chain(method: Method, given: MethodInputs) -> list[Method]:
+    tree = {"static_tree": None, "batch_trees": None, "tree_top_k": 1, "tree_width": None}
+    return [_with_drafter(method, given, given.draft, given.draft.config.tree_depth, **tree)]
 
 
-def _prompt_lookup_static(name: str, description: str, models: Models) -> list[Method]:
-    return [Method(name, description, {"prompt_lookup_num_tokens": 10, **_compiled()})]
+def _eagle2(method: Method, given: MethodInputs) -> list[Method]:
+    tree = {name: getattr(given.draft.config, name) for name in (*PUBLISHED, "batch_trees")}
+    return _with_each_size(method, given, cast(PreTrainedModel, given.control), **tree, static_tree=None)
 
 
-def _assistant(name: str, description: str, models: Models) -> list[Method]:
-    assert models.assistant is not None
-    modules = {"target": models.target, "draft": models.assistant}
-    return [Method(name, description, {"assistant_model": models.assistant}, modules=modules)]
+def _prompt_lookup(method: Method, given: MethodInputs) -> list[Method]:
+    options = {"prompt_lookup_num_tokens": _PROMPT_LOOKUP_TOKENS}
+    return [replace(method, options=options, modules={"target": given.target})]
 
 
-def _assistant_static(name: str, description: str, models: Models) -> list[Method]:
-    return [Method(name, description, {"assistant_model": models.assistant, **_compiled()})]
+def _assistant(method: Method, given: MethodInputs) -> list[Method]:
+    assistant = cast(PreTrainedModel, given.assistant)
+    modules = {"target": given.target, "draft": assistant}
+    return [replace(method, options={"assistant_model": assistant}, modules=modules)]
 
 
-def _early_exit(name: str, description: str, models: Models) -> list[Method]:
-    options = {"assistant_early_exit": models.early_exit}
-    return [Method(name, f"{description}: {models.early_exit}", options)]
+def _early_exit(method: Method, given: MethodInputs) -> list[Method]:
+    # no timers: the drafting forwards are the target's own
+    description = f"{method.description}: {given.early_exit}"
+    return [replace(method, description=description, options={"assistant_early_exit": given.early_exit})]
 
 
-def _mtp(name: str, description: str, models: Models) -> list[Method]:
-    return [Method(name, description, {"use_mtp": True})]
+def _mtp(method: Method, given: MethodInputs) -> list[Method]:
+    return [replace(method, options={"use_mtp": True})]
 
 
-METHODS = {
-    "plain": Kind("plain `generate`", _plain),
-    "static": Kind("plain `generate` with a static cache and `torch.compile`", _static),
-    "jakiro": Kind("trees of the drafter", _each_size),
-    "jakiro_static": Kind("trees of the drafter, with a static cache and `torch.compile`", _jakiro_static),
-    "published": Kind("trees of the same drafter, in the published shape (7 levels, 10 wide)", _published),
-    "adaptive": Kind("trees of the drafter, sized while generating", _adaptive),
-    "chain": Kind("chains of the same drafter", _chain),
-    "eagle2": Kind("trees of the control drafter, in the shape of the drafter's", _eagle2, needs="control"),
-    "prompt_lookup": Kind("transformers' prompt lookup, 10 tokens", _prompt_lookup),
-    "prompt_lookup_static": Kind(
-        "transformers' prompt lookup, 10 tokens, with a static cache and `torch.compile`", _prompt_lookup_static
+METHODS: dict[str, MethodKind] = {
+    "plain": MethodKind("plain `generate`", _plain, default=True),
+    "static": MethodKind("plain `generate` with a static cache and `torch.compile`", _with_static_cache(_plain)),
+    "jakiro": MethodKind("trees of the drafter", _jakiro, default=True),
+    "jakiro_static": MethodKind(
+        "trees of the drafter, with a static cache and `torch.compile`", _with_static_cache(_jakiro_of_one_size)
     ),
-    "assistant": Kind("transformers' assisted generation with a small model", _assistant, needs="assistant"),
-    "assistant_static": Kind(
+    "published": MethodKind("trees of the same drafter, in the published shape (7 levels, 10 wide)", _published),
+    "adaptive": MethodKind("trees of the drafter, sized while generating", _adaptive),
+    "chain": MethodKind("chains of the same drafter", _chain, default=True),
+    "eagle2": MethodKind(
+        "trees of the control drafter, in the shape of the drafter's", _eagle2, needs="control", default=True
+    ),
+    "prompt_lookup": MethodKind(
+        f"transformers' prompt lookup, {_PROMPT_LOOKUP_TOKENS} tokens", _prompt_lookup, default=True
+    ),
+    "prompt_lookup_static": MethodKind(
+        f"transformers' prompt lookup, {_PROMPT_LOOKUP_TOKENS} tokens, with a static cache and `torch.compile`",
+        _with_static_cache(_prompt_lookup),
+    ),
+    "assistant": MethodKind(
+        "transformers' assisted generation with a small model", _assistant, needs="assistant", default=True
+    ),
+    "assistant_static": MethodKind(
         "transformers' assisted generation with a small model, a static cache and `torch.compile`",
-        _assistant_static,
+        _with_static_cache(_assistant),
         needs="assistant",
     ),
-    "early_exit": Kind(
-        "transformers' assisted generation with the target's own lower layers", _early_exit, needs="early_exit"
+    "early_exit": MethodKind(
+        "transformers' assisted generation with the target's own lower layers",
+        _early_exit,
+        needs="early_exit",
+        default=True,
     ),
-    "mtp": Kind("transformers' multi-token prediction with the target's own layers for it", _mtp),
+    "mtp": MethodKind("transformers' multi-token prediction with the target's own layers for it", _mtp),
 }
-# run without being named, the last three if their model is given
-_DEFAULT = ("plain", "jakiro", "chain", "prompt_lookup", "eagle2", "assistant", "early_exit")
-_OPTIONS = {"control": "--control", "assistant": "--assistant", "early_exit": "--assistant-early-exit"}
 
 
 def make_methods(
@@ -216,37 +249,41 @@ def make_methods(
     num_assistant_tokens: Sequence[int] = (),
 ) -> list[Method]:
     """
-    The methods to compare, plain `generate` always the first.
+    The methods to compare, with plain `generate` always first.
 
     Args:
-        target, draft: the two models.
-        names: of [`METHODS`]; default: `plain`, `jakiro`, `chain`, `prompt_lookup`, and of `eagle2`, `assistant` and
-            `early_exit` those whose model is given.
-        control: another drafter, with trees of the same shape: `eagle2`.
-        assistant: a small causal language model with the same tokenizer: `assistant`.
-        early_exit: layers of the target to draft with: `early_exit`.
+        names: keys of [`METHODS`]; default: `plain`, `jakiro`, `chain`, `prompt_lookup`, and those of `eagle2`,
+            `assistant` and `early_exit` whose model is given.
+        control: another drafter for `eagle2`, whose trees get the same shape.
+        assistant: a small causal language model with the same tokenizer, for `assistant`.
+        early_exit: number of the target's layers to draft with, for `early_exit`.
         num_assistant_tokens: nodes per tree; default: the drafter's. With several, `jakiro` and `eagle2` run once
             with each, as `jakiro-8` and so on.
 
     Raises:
         ValueError: for unknown names, and for methods whose model is not given.
     """
-    sizes = list(dict.fromkeys(num_assistant_tokens))
-    models = Models(target, draft, control, assistant, early_exit, sizes)
-
-    def is_given(name: str) -> bool:
-        needs = METHODS[name].needs
-        return needs is None or getattr(models, needs) is not None
-
-    chosen = [name for name in _DEFAULT if is_given(name)] if names is None else list(dict.fromkeys(("plain", *names)))
+    given = MethodInputs(target, draft, control, assistant, early_exit, tuple(dict.fromkeys(num_assistant_tokens)))
+    chosen = _default_names(given) if names is None else list(dict.fromkeys(("plain", *names)))
     unknown = [name for name in chosen if name not in METHODS]
     if unknown:
-        raise ValueError(f"`--methods` must be of {[*METHODS]}, got {unknown}.")
+        raise ValueError(f"`--methods` must be among {[*METHODS]}, got {unknown}.")
     for name in chosen:
-        if not is_given(name):
-            option = _OPTIONS[METHODS[name].needs or ""]
+        needs = METHODS[name].needs
+        if needs is not None and getattr(given, needs) is None:
+            option = _OPTION_OF_INPUT[needs]
             raise ValueError(f"The method `{name}` needs `{option}`. Give it, or leave the method out.")
-    return [method for name in chosen for method in METHODS[name].build(name, METHODS[name].description, models)]
+    return [
+        method for name in chosen for method in METHODS[name].build(Method(name, METHODS[name].description), given)
+    ]
 
 
-__all__ = ["METHODS", "PUBLISHED", "Kind", "Method", "Models", "make_methods"]
+def _default_names(given: MethodInputs) -> list[str]:
+    """The default methods that have what they need; those that need nothing come first."""
+    kinds = {name: kind for name, kind in METHODS.items() if kind.default}
+    return [name for name, kind in kinds.items() if kind.needs is None] + [
+        name for name, kind in kinds.items() if kind.needs is not None and getattr(given, kind.needs) is not None
+    ]
+
+
+__all__ = ["METHODS", "PUBLISHED", "Method", "MethodInputs", "MethodKind", "make_methods"]

@@ -1,6 +1,9 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
-"""Where a generation's time goes, measured from outside: timers in forwards and methods, streamers that note steps."""
+"""
+Where a generation's time goes, measured from outside: timers around forwards and methods, and streamers that record
+steps.
+"""
 
 import statistics
 import sys
@@ -8,10 +11,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 
 from ..core.choosing import TokenChooser
 from ..core.jakiro_drafter import JakiroDrafter
@@ -20,7 +23,8 @@ from ..core.tree import DraftTree, TreeShape
 from ..core.tree_forward import TreeForward
 from .summary import PARTS
 
-# What each method does apart from the forwards in it. The mask of a tree counts as building it.
+# Methods, and the part that their time counts as, without the forwards in them. Making a tree's mask is part of
+# building the tree.
 TIMED_METHODS: tuple[tuple[type, str, str], ...] = (
     (JakiroDrafter, "propose", "tree"),
     (TreeForward, "run", "tree"),
@@ -30,19 +34,21 @@ TIMED_METHODS: tuple[tuple[type, str, str], ...] = (
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits for the device's queued work, so that a timer around it tells the truth."""
+    """Waits for the device's queued work, so that timers include it."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
 class ForwardTimer:
     """
-    Adds up the time spent in modules' forwards, in `seconds` by name. What they call counts as theirs. With a module
-    `head`, heads of a part of the vocabulary, which each generation makes for itself, count as that.
+    Adds up the time spent in the forwards of modules, in `seconds` by name. A forward includes everything it calls.
+    Heads for a part of the vocabulary, which each generation makes for itself, count as the module `head` if it is
+    given.
 
     Args:
-        device: to wait for at each change from one to another.
-        methods: classes, names of their methods, and what to count these as, apart from what is timed within them.
+        device (`torch.device`): synchronized at each change from one timed part to another.
+        methods: triples of a class, the name of its method, and the name to count it under. Timed calls within the
+            method count under their own names only.
         **modules: the modules by name.
     """
 
@@ -51,12 +57,13 @@ class ForwardTimer:
     ):
         self.seconds = dict.fromkeys((*modules, *(name for _, _, name in methods)), 0.0)
         self._device, self._methods, self._modules = device, methods, modules
-        self._open: list[str] = []  # a forward, if any, is the last of them
-        self._in_forward = 0  # nested forwards
+        self._open: list[str] = []  # running parts, the innermost last; nothing is opened within a forward
+        self._in_forward = 0  # number of nested forwards
         self._since = 0.0
 
     @contextmanager
     def running(self) -> Iterator["ForwardTimer"]:
+        """Measures within the context, and removes all hooks at its end."""
         patched: list[tuple[type, str, Any]] = []
         handles = []
 
@@ -103,7 +110,7 @@ class ForwardTimer:
             self._open.pop()
 
     def _charge(self) -> None:
-        """Counts the time since the last change as that of the innermost open one."""
+        """Adds the time since the last change to the innermost running part."""
         synchronize(self._device)
         now = time.perf_counter()
         if self._open:
@@ -113,8 +120,9 @@ class ForwardTimer:
 
 @contextmanager
 def calls_of(owner: type, name: str) -> Iterator[list[tuple[float, Any]]]:
-    """The calls of a method within it: when each began, and of which object."""
-    original, calls = getattr(owner, name), []
+    """Records the calls of a method within the context: when each began, and on which object."""
+    original = getattr(owner, name)
+    calls: list[tuple[float, Any]] = []
 
     def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
         calls.append((time.perf_counter(), self))
@@ -129,20 +137,21 @@ def calls_of(owner: type, name: str) -> Iterator[list[tuple[float, Any]]]:
 
 class BatchRecorder:
     """
-    A streamer that notes how many tokens came at a time, for each row of a batch as many: the prompt's forward gives
-    one, and each of plain `generate`.
+    A streamer that counts the tokens of each step in a batch: one per row, from the prompt's forward and from each
+    later one of plain `generate`.
 
     Args:
-        on_prefill: called once the prompt's forward has given its token.
+        on_prefill: called once the prompt's forward has emitted its token.
     """
 
     def __init__(self, on_prefill: Callable[[], None]):
         self._on_prefill = on_prefill
         self._prompt_seen = False
-        self.num_tokens: list[int] = []  # the prefill's first
+        self.num_tokens: list[int] = []  # beginning with the prefill's
         self.levels: list[dict[str, Any]] = []
 
     def put(self, value: torch.Tensor) -> None:
+        """Takes the prompt, then the tokens of each step."""
         if not self._prompt_seen:  # `generate` hands over the prompt first
             self._prompt_seen = True
             return
@@ -154,18 +163,19 @@ class BatchRecorder:
         self.num_tokens.append(1)
 
     def end(self) -> None:
-        pass
+        """Called after the last token; nothing is left to do."""
 
 
 class StepRecorder(BatchRecorder):
     """
-    A streamer that notes how many tokens each forward of the target brought, and how far into the tree each walk went.
-    For every kind of `generate` of one sequence; of our own loop a [`~transformers_jakiro.StepStreamer`].
+    A streamer that records how many tokens each forward of the target emitted, and how deep each walk went into its
+    tree. It works with every kind of `generate` for one sequence. For our own loop it is a
+    [`~transformers_jakiro.StepStreamer`].
 
     Args:
-        on_prefill: called once the prompt's forward has given its token.
-        shape ([`TreeShape`], *optional*): of whole trees; levels of others are not counted, as the last one of a tree
-            comes from another branch.
+        on_prefill: called once the prompt's forward has emitted its token.
+        shape ([`TreeShape`], *optional*): shape of whole trees. The levels of shallower trees are not counted, because
+            their last level may come from another branch than that level of a whole tree.
     """
 
     def __init__(self, on_prefill: Callable[[], None], shape: TreeShape | None = None):
@@ -176,6 +186,7 @@ class StepRecorder(BatchRecorder):
         self.num_tokens.append(value.numel())
 
     def put_step(self, tokens: torch.Tensor, tree: DraftTree | None, visited: list[int]) -> None:
+        """Takes a step of our own loop: its tokens, its tree, and the nodes that the walk visited."""
         self.put(tokens)
         if tree is None or (self._shape is not None and tree.max_depth < self._shape.depth):
             return
@@ -195,8 +206,12 @@ class StepRecorder(BatchRecorder):
 
 def parts_of(seconds: dict[str, float], total: float) -> dict[str, float]:
     """
-    The parts of a generation ([`~transformers_jakiro.measuring.summary.PARTS`]) in seconds: what was timed, the
-    drafter's head counted as drafter, and the rest of the total as `other`.
+    Seconds of each part of a generation ([`~transformers_jakiro.measuring.summary.PARTS`]). The drafter's head counts
+    as drafter, and what was not timed as `other`.
+
+    Args:
+        seconds: from a [`ForwardTimer`].
+        total: duration of the generation.
     """
     parts = dict.fromkeys(PARTS, 0.0)
     for name, value in seconds.items():
@@ -206,15 +221,15 @@ def parts_of(seconds: dict[str, float], total: float) -> dict[str, float]:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Starts a new peak where the device keeps one."""
+    """Resets the peak if the device keeps one."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory(device: torch.device) -> dict[str, Any] | None:
     """
-    Most memory used: on CUDA allocated since [`reset_peak_memory`] (`scope` "device"), else by this process so far
-    ("process"), whatever ran before. None where it cannot be told.
+    The peak of memory in `bytes`, and its `scope`. On CUDA this is the memory allocated since [`reset_peak_memory`]
+    ("device"); elsewhere the peak of this process since it started ("process"). None if it is unknown.
     """
     if device.type == "cuda":
         return {"bytes": torch.cuda.max_memory_allocated(device), "scope": "device"}
@@ -227,23 +242,24 @@ def peak_memory(device: torch.device) -> dict[str, Any] | None:
 
 
 class StepClock:
-    """A [`~transformers_jakiro.StepStreamer`] that notes when each step ended."""
+    """A [`~transformers_jakiro.StepStreamer`] that calls a function at the end of each step."""
 
     def __init__(self, on_step: Callable[[], None]):
         self._on_step = on_step
 
     def put(self, value: torch.Tensor) -> None:
-        pass
+        """Takes the prompt."""
 
     def put_step(self, tokens: torch.Tensor, tree: DraftTree | None, visited: list[int]) -> None:
+        """Takes a step."""
         self._on_step()
 
     def end(self) -> None:
-        pass
+        """Called after the last token; nothing is left to do."""
 
 
 def _after_steps(marks: list[tuple[float, float]], steps: int) -> Callable[..., torch.Tensor]:
-    """A stopping criterion: enough steps were marked."""
+    """A stopping criterion: `steps` steps have been marked."""
     return lambda input_ids, scores: torch.full((input_ids.shape[0],), len(marks) >= steps, device=input_ids.device)
 
 
@@ -255,43 +271,53 @@ def context_growth(
     rounds: int = 3,
 ) -> list[dict[str, float]]:
     """
-    How a step's time grows with the context, on random tokens, the lengths taking turns.
+    How a step's time grows with the context. The context is of random tokens, and the lengths take turns.
+
+    Args:
+        target, draft: the two models.
+        lengths: tokens of context.
+        steps (`int`): steps to measure per length and round.
+        rounds (`int`): how often each length is measured.
 
     Returns:
-        Per context length the median milliseconds of a step, of the target's forward in it, and of the rest.
+        For each length, the median milliseconds of a step, of the target's forward in it, and of the rest.
     """
-    device: Any = target.get_input_embeddings().weight.device
-    generate: Any = target.generate
     records: dict[int, list[tuple[float, float]]] = {length: [] for length in lengths}
     for _ in range(rounds):
         for length, record in records.items():
-            input_ids = torch.randint(5, target.config.get_text_config().vocab_size, (1, length), device=device)
-            timer = ForwardTimer(device, target=target)
-            marks: list[tuple[float, float]] = []
-
-            def mark(timer=timer, marks=marks):
-                synchronize(device)
-                marks.append((time.perf_counter(), timer.seconds["target"]))
-
-            with timer.running():
-                generate(
-                    input_ids,
-                    attention_mask=torch.ones_like(input_ids),
-                    assistant_model=draft,
-                    streamer=StepClock(mark),
-                    do_sample=False,
-                    eos_token_id=None,
-                    max_new_tokens=(steps + 3) * (draft.config.tree_depth + 1),
-                    stopping_criteria=[_after_steps(marks, steps + 3)],
-                )
-            for before, after in pairwise(marks[2:]):  # the first steps warm up
-                record.append((after[0] - before[0], after[1] - before[1]))
+            record += _time_steps(target, draft, length, steps)
     rows = []
     for length, record in records.items():
         total = 1e3 * statistics.median(total for total, _ in record)
         in_target = 1e3 * statistics.median(seconds for _, seconds in record)
         rows.append({"context": length, "step_ms": total, "target_ms": in_target, "rest_ms": total - in_target})
     return rows
+
+
+def _time_steps(target: PreTrainedModel, draft: PreTrainedModel, length: int, steps: int) -> list[tuple[float, float]]:
+    """Seconds of steps after a context of random tokens: of each whole step, and of the target's forward in it."""
+    device = cast(torch.Tensor, target.get_input_embeddings().weight).device
+    input_ids = torch.randint(5, target.config.get_text_config().vocab_size, (1, length), device=device)
+    timer = ForwardTimer(device, target=target)
+    marks: list[tuple[float, float]] = []
+
+    def mark() -> None:
+        synchronize(device)
+        marks.append((time.perf_counter(), timer.seconds["target"]))
+
+    with timer.running():
+        cast(GenerationMixin, target).generate(
+            input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            assistant_model=draft,
+            streamer=StepClock(mark),
+            do_sample=False,
+            eos_token_id=None,
+            max_new_tokens=(steps + 3) * (draft.config.tree_depth + 1),
+            stopping_criteria=[_after_steps(marks, steps + 3)],
+        )
+    # the first steps warm up
+    return [(after[0] - before[0], after[1] - before[1]) for before, after in pairwise(marks[2:])]
 
 
 __all__ = [

@@ -1,6 +1,6 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
-"""Prompts to measure with: files of JSON lines, data sets of the Hub, and a small set that ships."""
+"""Prompts to measure with: files of JSON lines, datasets of the Hub, and a small set that ships."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ class Prompt(NamedTuple):
     Args:
         task (`str`): kind of prompt; figures are reported per task.
         id (`str`): unique within its task.
-        turns (`tuple[str, ...]`): the user's messages; between them stand the target's own answers.
+        turns (`tuple[str, ...]`): the user's messages. The answers between them are the target's own.
     """
 
     task: str
@@ -28,16 +28,17 @@ class Prompt(NamedTuple):
 
 def read_prompts(path: str | Path, limit: int | None = None) -> list[Prompt]:
     """
-    The prompts of a file of JSON lines with `id`, `task`, `turns` (or `prompt`, one turn or several), or of a data
-    set of the Hub with these columns, which needs the `datasets` package.
+    Reads prompts from a file of JSON lines with `id`, `task` and `turns` (or `prompt`, one turn or several), or from a
+    dataset of the Hub with these columns. The latter needs the `datasets` package.
 
     Args:
-        path (`str` or `Path`): file or Hub id. Rows without `task` get its name, rows without `id` their number.
-        limit (`int`, *optional*): how many, from the first on.
+        path (`str` or `Path`): file or Hub id. Its name is the task of rows without `task`; the row's number is the
+            id of rows without `id`.
+        limit (`int`, *optional*): read only this number of rows.
 
     Raises:
-        ValueError: if a row has neither `turns` nor `prompt`, or an empty one.
-        OSError: if there is no such file or data set.
+        ValueError: if a row has neither `turns` nor `prompt`, or an empty turn.
+        OSError: if there is no such file or dataset.
     """
     prompts = []
     for number, row in enumerate(read_conversations(path, limit=limit)):
@@ -56,15 +57,15 @@ def gather_prompts(
     files: Sequence[str | Path] = (), tasks: Sequence[str] | None = None, limit: int | None = None
 ) -> list[Prompt]:
     """
-    The prompts of several files, or those that ship if there is none.
+    The prompts of several files; if there are none, the prompts that ship.
 
     Args:
         files: see [`read_prompts`].
-        tasks (`Sequence[str]`, *optional*): which tasks to take; default: all.
-        limit (`int`, *optional*): prompts per task.
+        tasks (`Sequence[str]`, *optional*): tasks to take; default: all.
+        limit (`int`, *optional*): prompts per task at most.
 
     Raises:
-        ValueError: for tasks that no prompt has, for a prompt that is there twice, and if there are no prompts.
+        ValueError: for tasks without prompts, for duplicate ids within a task, and if no prompts are left.
     """
     prompts = [prompt for file in files or (SHIPPED,) for prompt in read_prompts(file)]
     known = list(dict.fromkeys(prompt.task for prompt in prompts))
@@ -81,19 +82,19 @@ def gather_prompts(
         of_task.append(prompt)
     chosen = [prompt for of_task in taken.values() for prompt in of_task[:limit]]
     if not chosen:
-        raise ValueError("There are no prompts to measure with: give files that hold some, and `--limit` above 0.")
+        raise ValueError("There are no prompts to measure with. Give files with prompts, and a `--limit` above 0.")
     return chosen
 
 
 def in_batches(prompts: Sequence[Prompt], batch_size: int) -> tuple[list[list[Prompt]], list[Prompt]]:
     """
-    The prompts of each task, `batch_size` at a time.
+    Groups the prompts of each task into batches of `batch_size`.
 
     Returns:
-        The batches, and what is left out: less than a batch of each task, so that every figure is of full batches.
+        The batches, and the prompts left out because they do not fill a batch.
 
     Raises:
-        ValueError: if `batch_size` is below 1, or no task has as many prompts.
+        ValueError: if `batch_size` is below 1, or no task has enough prompts for a batch.
     """
     if batch_size < 1:
         raise ValueError(f"`--batch-size` must be at least 1, got {batch_size}.")
@@ -108,8 +109,8 @@ def in_batches(prompts: Sequence[Prompt], batch_size: int) -> tuple[list[list[Pr
     if prompts and not batches:
         counts = ", ".join(f"{task} {len(of_task)}" for task, of_task in tasks.items())
         raise ValueError(
-            f"`--batch-size {batch_size}` needs as many prompts of a task, which none has: {counts}. Give files with "
-            "more prompts, or a smaller batch."
+            f"`--batch-size {batch_size}` needs as many prompts in a task, but none has: {counts}. Give files with "
+            "more prompts, or choose a smaller batch."
         )
     return batches, left_out
 

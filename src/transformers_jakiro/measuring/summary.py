@@ -1,15 +1,15 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """
-What is recorded of a generation, and the figures made of it: each defined once, here.
+What is recorded of a generation, and all figures that are derived from it. Each is defined once, here.
 
-- *tokens per target forward* (τ): see [`tokens_per_forward`];
-- *speed-up* of a prompt, or of a batch of them: see [`speed_up`]; of a task the median of its prompts, with quartiles;
-- *ceiling* of a profiled prompt: see [`ceiling`]; of a task the median. What was *reached* of it is the speed-up of
-  that prompt in the runs without timers / its ceiling; of a task the median;
-- *acceptance* of a level: of the trees whose walk came to a node with children on that level, the share of which one
-  was accepted. The last level of a whole tree of a drafter with two branches is the contrastive one;
-- the *mean* is that of the tasks, each counting the same.
+- *tokens per target forward* (τ): see [`tokens_per_forward`].
+- *speed-up* of a prompt, or of a batch: see [`speed_up`]. That of a task is the median of its prompts, with quartiles.
+- *ceiling* of a profiled prompt: see [`ceiling`]. The share *reached* is the prompt's speed-up in the runs without
+  timers, divided by its ceiling. Both are medians for a task.
+- *acceptance* of a level: the walks that accepted a node on that level, divided by the walks that came to a node with
+  children on it. For a drafter with two branches, the last level of a whole tree is the contrastive one.
+- *mean*: the mean of the tasks, unweighted.
 """
 
 import statistics
@@ -17,26 +17,28 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-# where a step's time goes, in the order of a step
 from .acceptance import tokens_per_forward
 
+# where a step's time goes, in the order of a step
 PARTS = ("drafter", "tree", "target", "verification", "cache", "other")
 
 
 @dataclass
 class Run:
     """
-    One method's answer to one turn, without timers inside; in a batch, its answers to all rows.
+    One method's answer to one turn, without timers inside. In a batch, its answers to all rows.
 
     Args:
-        prompt_tokens, new_tokens (`int`): tokens of the context and of the answer, up to and with its end token: of
-            all rows together, padding left out.
-        seconds (`float`): of the whole call of `generate`.
-        identical (`float`): share of the rows whose answer is that of plain `generate` with the same seed.
-        accept_lengths (`list[int]`, *optional*): drafted tokens accepted in each target forward after the prefill, of
-            our own loop; of a batch, one row after the other, each with the forwards it took part in.
-        num_drafted_tokens (`int`, *optional*): sent to the target, of all rows together.
-        rounding (`dict`, *optional*): of greedy answers in half precision that differ: see
+        method (`str`): name of the method.
+        turn (`int`): number of the turn, from 0 on.
+        prompt_tokens, new_tokens (`int`): tokens of the context, and of the answer including its end token. Summed
+            over the rows, without padding.
+        seconds (`float`): duration of the whole call of `generate`.
+        identical (`float`): share of the rows whose answer equals that of plain `generate` with the same seed.
+        accept_lengths (`list[int]`, *optional*): drafted tokens accepted in each target forward after the prefill;
+            only from our own loop. In a batch, one row after the other, each with the forwards it took part in.
+        num_drafted_tokens (`int`, *optional*): tokens sent to the target, summed over the rows.
+        rounding (`dict`, *optional*): how greedy answers in half precision differ; see
             [`~transformers_jakiro.measuring.benchmark.rounding_report`].
     """
 
@@ -54,18 +56,23 @@ class Run:
 @dataclass
 class Profile:
     """
-    The same with timers inside, which cost time themselves: for shares, not for speeds.
+    One method's answer to one turn, with timers inside. They cost time themselves, so a profile tells where the time
+    goes, not how fast the method is.
 
     Args:
-        first_token_seconds (`float`): until the prompt's forward has given its token.
-        seconds (`float`): of what follows.
-        accept_lengths (`list[int]`): tokens less one that each target forward after the prefill emitted; of a batch,
-            for the row that took part in all of them.
-        num_prefill_tokens (`int`): tokens that the prefill's forward emitted: more than one where transformers' own
-            assisted loop lets it verify a first draft.
-        parts (`dict[str, float]`, *optional*): seconds after the prefill by [`PARTS`]; None where no timer fits in.
-        levels (`list[dict]`): per level of the tree `branch`, `reached`, `accepted`.
-        peak_memory (`dict`, *optional*): `bytes` and `scope`: of the device during this run, or of the process so far.
+        method (`str`): name of the method.
+        turn (`int`): number of the turn, from 0 on.
+        first_token_seconds (`float`): time until the prompt's forward has emitted its token.
+        seconds (`float`): time after that.
+        accept_lengths (`list[int]`): for each target forward after the prefill, the emitted tokens minus one. In a
+            batch, those of a row that took part in all forwards.
+        num_prefill_tokens (`int`): tokens that the prefill's forward emitted. This is more than one if transformers'
+            own assisted loop verifies a first draft in it.
+        parts (`dict[str, float]`, *optional*): seconds after the prefill by [`PARTS`]; None if the method has no
+            timers.
+        levels (`list[dict]`): `level`, `branch`, `reached` and `accepted` of each level of the tree.
+        peak_memory (`dict`, *optional*): `bytes` and `scope`; see
+            [`~transformers_jakiro.measuring.profiling.peak_memory`].
     """
 
     method: str
@@ -82,8 +89,8 @@ class Profile:
 @dataclass
 class PromptRecord:
     """
-    All methods' answers to one prompt at one temperature, or to `num_prompts` of a task in one batch, whose ids are
-    joined by `+`.
+    All methods' answers to one prompt at one temperature, or to a batch of `num_prompts` prompts of a task. The `id`
+    of a batch joins those of its prompts by `+`.
     """
 
     task: str
@@ -95,7 +102,7 @@ class PromptRecord:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "PromptRecord":
-        """Takes [`dataclasses.asdict`] back."""
+        """The inverse of [`dataclasses.asdict`]."""
         runs = [Run(**run) for run in values["runs"]]
         return cls(**{**values, "runs": runs, "profiles": [Profile(**profile) for profile in values["profiles"]]})
 
@@ -106,27 +113,27 @@ def tokens_per_second(runs: Sequence[Run]) -> float:
 
 
 def speed_up(runs: Sequence[Run], plain: Sequence[Run]) -> float:
-    """Ratio of the tokens per second of a method and of plain `generate` over the turns of one prompt."""
+    """Tokens per second of a method, divided by those of plain `generate`, over the turns of one prompt."""
     return tokens_per_second(runs) / tokens_per_second(plain)
 
 
 def ceiling(tau: float, plain_forward: float, tree_forward: float, drafter: float) -> float:
     """
-    The speed-up if nothing but the forwards took time: τ · plain_forward / (tree_forward + drafter).
+    The speed-up if only the forwards took time: τ · plain_forward / (tree_forward + drafter).
 
-    Where a tree's forward takes as long as that of one token, this is τ / (1 + drafter / target). The
-    prefill and all that lies outside of the forwards, in plain `generate` too, is left out.
+    If a forward over a tree takes as long as one over a single token, this is τ / (1 + drafter / target). The prefill
+    and everything outside the forwards is left out, in plain `generate` too.
 
     Args:
         tau: tokens per target forward.
-        plain_forward, tree_forward: seconds of a target forward in plain `generate` and over a draft.
-        drafter: seconds of the drafter's forwards per step, its head included.
+        plain_forward, tree_forward: seconds of a target forward in plain `generate`, and of one over a draft.
+        drafter: seconds of the drafter's forwards per step, including its head.
     """
     return tau * plain_forward / (tree_forward + drafter)
 
 
 def acceptance_by_branch(levels: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """Share of accepted levels of those reached, of each branch."""
+    """Accepted levels divided by reached levels, for each branch."""
     totals: dict[str, list[int]] = {}
     for level in levels:
         total = totals.setdefault(level["branch"], [0, 0])
@@ -137,8 +144,8 @@ def acceptance_by_branch(levels: Iterable[dict[str, Any]]) -> dict[str, float]:
 
 def summarize(records: Sequence[PromptRecord]) -> list[dict[str, Any]]:
     """
-    One row per temperature, task and method, then one per temperature and method with the task `mean`. What was not
-    measured is None. `bench/results.schema.json` describes the fields.
+    The figures of all records: for each temperature one row per task and method, then one row per method with the
+    task `mean`. Values that were not measured are None. `results.schema.json` describes the fields.
     """
     rows: list[dict[str, Any]] = []
     for temperature in dict.fromkeys(record.temperature for record in records):
@@ -157,6 +164,8 @@ def summarize(records: Sequence[PromptRecord]) -> list[dict[str, Any]]:
 
 
 def _task_row(records: Sequence[PromptRecord], task: str, temperature: float, method: str) -> dict[str, Any]:
+    """The row of one temperature, task and method."""
+
     def of(method: str, items: Iterable[Any]) -> list[Any]:
         return [item for item in items if item.method == method]
 
@@ -197,21 +206,24 @@ def _task_row(records: Sequence[PromptRecord], task: str, temperature: float, me
 
 
 def _measured_ceiling(profiles: Sequence[Profile], plain: Sequence[Profile]) -> float | None:
-    """[`ceiling`] of a profiled prompt; None for plain `generate`, and where it was not measured."""
-    steps, plain_steps = (sum(len(profile.accept_lengths) for profile in each) for each in (profiles, plain))
-    if not steps or not plain_steps or profiles == plain or any(profile.parts is None for profile in profiles):
+    """The [`ceiling`] of a profiled prompt; None for plain `generate`, and if it was not measured."""
+    if any(profile.parts is None for profile in (*profiles, *plain)):
         return None
     lengths = [length for profile in profiles for length in profile.accept_lengths]
-
-    def seconds(each: Sequence[Profile], part: str) -> float:
-        return sum(profile.parts[part] for profile in each if profile.parts is not None)
-
-    target, drafter = (seconds(profiles, part) / steps for part in ("target", "drafter"))
-    plain_forward = seconds(plain, "target") / plain_steps
-    return ceiling(tokens_per_forward(lengths), plain_forward, target, drafter)
+    plain_steps = sum(len(profile.accept_lengths) for profile in plain)
+    parts = [profile.parts for profile in profiles if profile.parts is not None]
+    plain_parts = [profile.parts for profile in plain if profile.parts is not None]
+    if not lengths or not plain_steps or profiles == plain:
+        return None
+    tree_forward = sum(part["target"] for part in parts) / len(lengths)
+    drafter = sum(part["drafter"] for part in parts) / len(lengths)
+    plain_forward = sum(part["target"] for part in plain_parts) / plain_steps
+    return ceiling(tokens_per_forward(lengths), plain_forward, tree_forward, drafter)
 
 
 def _mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The row of the task `mean` from one method's rows of all tasks."""
+
     def mean(values: Iterable[float | None]) -> float | None:
         return _if_any(statistics.fmean, [value for value in values if value is not None])
 
@@ -234,7 +246,7 @@ def _mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:
-    """First and third quartile; of a single value, that value."""
+    """First and third quartile. A single value is both."""
     if len(values) == 1:
         return values[0], values[0]
     lower, _, upper = statistics.quantiles(values, n=4, method="inclusive")
@@ -258,7 +270,7 @@ def _add_levels(profiles: Iterable[Sequence[dict[str, Any]]]) -> list[dict[str, 
 
 
 def add_rounding(reports: Iterable[dict[str, float] | None]) -> dict[str, float] | None:
-    """Tokens and differing ones added up, the largest of the gaps."""
+    """Joins reports of rounding: adds up tokens and differing ones, and keeps the largest gap."""
     found = [report for report in reports if report is not None]
     if not found:
         return None

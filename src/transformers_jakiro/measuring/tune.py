@@ -36,9 +36,10 @@ from rich.table import Table
 
 from ..files import write_json
 from .acceptance import tokens_per_forward
-from .benchmark import Benchmark, load_benchmark, provenance
+from .benchmark import Benchmark, load_benchmark
 from .methods import METHODS, PUBLISHED, Method
 from .prompts import gather_prompts
+from .provenance import provenance
 from .replay import Answer, Replay, answer_prompts, num_candidates
 from .step_costs import MAX_NODES, Costs, full_batches, measure_costs
 from .summary import Run, tokens_per_second
