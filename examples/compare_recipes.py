@@ -48,8 +48,9 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers_jakiro import JakiroDraftModel
 from transformers_jakiro.files import write_json
 from transformers_jakiro.measuring.acceptance import accept_lengths, tokens_per_forward
-from transformers_jakiro.measuring.benchmark import Benchmark, provenance
+from transformers_jakiro.measuring.benchmark import Benchmark
 from transformers_jakiro.measuring.prompts import Prompt, read_prompts
+from transformers_jakiro.measuring.provenance import provenance
 from transformers_jakiro.training.command import main as train
 from transformers_jakiro.training.command import parse, read_data
 from transformers_jakiro.training.data import prepare_dataset
