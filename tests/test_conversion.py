@@ -14,13 +14,8 @@ from helpers.original_checkpoints import HIDDEN, INNER, VOCAB, make_original, wr
 from transformers_jakiro import JakiroDraftConfig
 from transformers_jakiro.core.modeling_jakiro import JakiroDraftModel
 from transformers_jakiro.hub import conversion
-from transformers_jakiro.hub.conversion import (
-    convert_original,
-    export_original,
-    jakiro_state_dict_to_original,
-    load_original,
-    original_state_dict_to_jakiro,
-)
+from transformers_jakiro.hub.conversion import convert_original, export_original, load_original
+from transformers_jakiro.hub.key_map import jakiro_state_dict_to_original, original_state_dict_to_jakiro
 from transformers_jakiro.hub.reading import WEIGHTS_FILES
 
 # the largest difference of float32 sums taken in another order; features are of order 1

@@ -19,7 +19,7 @@ from helpers.prompts import make_prompt
 from helpers.targets import VOCAB, enlarge, make_drafter, make_target
 from transformers_jakiro import JakiroCandidateGenerator, JakiroDraftConfig, JakiroDraftModel
 from transformers_jakiro.core.target import Target
-from transformers_jakiro.hub.conversion import jakiro_state_dict_to_original
+from transformers_jakiro.hub.key_map import jakiro_state_dict_to_original
 from transformers_jakiro.measuring.profiling import ForwardTimer
 from transformers_jakiro.training.data import JakiroDataCollator, frequent_tokens
 from transformers_jakiro.training.initialization import new_drafter, upcycle

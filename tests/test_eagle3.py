@@ -34,7 +34,8 @@ from helpers.trees import token_paths
 from transformers_jakiro import JakiroDraftConfig, JakiroDraftModel
 from transformers_jakiro.core.draft_cache import DraftCache
 from transformers_jakiro.core.target import Target
-from transformers_jakiro.hub.conversion import convert_original, jakiro_state_dict_to_original, load_original
+from transformers_jakiro.hub.conversion import convert_original, load_original
+from transformers_jakiro.hub.key_map import jakiro_state_dict_to_original
 from transformers_jakiro.training.arguments import JakiroTrainingArguments
 from transformers_jakiro.training.initialization import new_drafter, upcycle
 from transformers_jakiro.training.trainer import JakiroTrainer

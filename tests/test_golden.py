@@ -15,7 +15,7 @@ from transformers import GenerationMixin, LlamaConfig, LlamaForCausalLM
 from helpers.drafting import LoneDrafter
 from helpers.trees import leaf_paths
 from transformers_jakiro import JakiroCandidateGenerator, JakiroDraftModel
-from transformers_jakiro.hub.conversion import jakiro_state_dict_to_original
+from transformers_jakiro.hub.key_map import jakiro_state_dict_to_original
 from transformers_jakiro.training.losses import contrastive_parallel_loss
 
 NAMES = ["jakiro_a", "jakiro_b"]

@@ -10,7 +10,7 @@ from helpers.original_checkpoints import INNER, make_original, write_original
 from helpers.targets import HIDDEN, make_drafter, make_target
 from transformers_jakiro import JakiroDraftConfig, JakiroDraftModel
 from transformers_jakiro.core.target import Target
-from transformers_jakiro.hub.conversion import jakiro_state_dict_to_original
+from transformers_jakiro.hub.key_map import jakiro_state_dict_to_original
 from transformers_jakiro.training.initialization import new_drafter, upcycle
 from transformers_jakiro.training.objective import DraftingObjective
 

@@ -13,7 +13,8 @@ from helpers.reference import drafter
 from helpers.targets import make_drafter, make_target
 from transformers_jakiro.core.configuration_jakiro import JakiroDraftConfig
 from transformers_jakiro.core.modeling_jakiro import JakiroDraftModel
-from transformers_jakiro.hub.conversion import jakiro_state_dict_to_original, load_original
+from transformers_jakiro.hub.conversion import load_original
+from transformers_jakiro.hub.key_map import jakiro_state_dict_to_original
 
 # float32 sums in another order; features and gradients here are of order 1 to 10
 TOLERANCE = {"atol": 2e-5, "rtol": 2e-5}
