@@ -25,7 +25,7 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
-from transformers_jakiro.measuring.benchmark import BenchOptions, run_bench
+from transformers_jakiro.measuring.bench import BenchOptions, run_bench
 from transformers_jakiro.measuring.tune import TuneOptions, run_tune
 from transformers_jakiro.pair import DRAFT, PROMPTS, TARGET
 

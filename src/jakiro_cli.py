@@ -241,7 +241,7 @@ def add_bench(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
 
     def run(args: argparse.Namespace) -> None:
-        from transformers_jakiro.measuring.benchmark import BenchOptions, run_bench
+        from transformers_jakiro.measuring.bench import BenchOptions, run_bench
 
         arguments = _arguments(args)
         output = arguments.pop("output")

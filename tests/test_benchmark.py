@@ -5,6 +5,7 @@
 import base64
 import io
 import json
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from unittest import mock
@@ -23,7 +24,8 @@ from transformers_jakiro.core.tree_forward import TreeForward
 from transformers_jakiro.core.versions import minor_version
 from transformers_jakiro.measuring import benchmark, report
 from transformers_jakiro.measuring.acceptance import tokens_per_forward
-from transformers_jakiro.measuring.benchmark import Benchmark, BenchOptions, run_bench, trim_rows
+from transformers_jakiro.measuring.bench import BenchOptions, run_bench
+from transformers_jakiro.measuring.benchmark import Benchmark, trim_rows
 from transformers_jakiro.measuring.journal import Journal
 from transformers_jakiro.measuring.methods import METHODS, PUBLISHED, make_methods
 from transformers_jakiro.measuring.profiling import TIMED_METHODS, ForwardTimer, StepRecorder, calls_of, parts_of
@@ -338,7 +340,7 @@ def test_turns_follow_the_targets_own_answers(pair):
     first, _, second, also = record.runs
     assert second.prompt_tokens == also.prompt_tokens > first.prompt_tokens + first.new_tokens
     assert all(r.identical for r in record.runs)
-    assert PromptRecord.from_dict(json.loads(json.dumps(benchmark.asdict(record)))) == record
+    assert PromptRecord.from_dict(json.loads(json.dumps(asdict(record)))) == record
 
 
 def test_methods_that_cannot_run_are_named(pair, monkeypatch):

@@ -23,7 +23,8 @@ from transformers_jakiro import JakiroDraftModel
 from transformers_jakiro.hub import publishing
 from transformers_jakiro.hub.publishing import drafter_card, push_to_hub, save_remote_code, write_repository
 from transformers_jakiro.measuring import report
-from transformers_jakiro.measuring.benchmark import Benchmark, BenchOptions, run_bench
+from transformers_jakiro.measuring.bench import BenchOptions, run_bench
+from transformers_jakiro.measuring.benchmark import Benchmark
 from transformers_jakiro.pair import DRAFT, TARGET
 from transformers_jakiro.training.loading import load_target_model
 from transformers_jakiro.training.trainer import JakiroTrainer

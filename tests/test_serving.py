@@ -286,7 +286,7 @@ def test_options(small, plain, monkeypatch):
     propose = JakiroDrafter.propose
 
     def recorded(self, *args, **kwargs):
-        trees.append((self.shape.num_draft_tokens, self._forward.is_static))
+        trees.append((self.shape.num_draft_tokens, self.is_static))
         return propose(self, *args, **kwargs)
 
     monkeypatch.setattr(JakiroDrafter, "propose", recorded)

@@ -24,7 +24,7 @@ import json
 import shutil
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -323,10 +323,6 @@ class TuneOptions:
     deepen: int | None = None
     batch_size: Sequence[int] = (1,)
 
-    def record(self) -> dict[str, Any]:
-        """The fields by name."""
-        return {each.name: getattr(self, each.name) for each in fields(self)}
-
 
 def run_tune(options: TuneOptions, output: str | None = None, report: str | None = None) -> list[Tuning]:
     """
@@ -369,7 +365,7 @@ def run_tune(options: TuneOptions, output: str | None = None, report: str | None
     for result in results:
         console.print(f"Saved the fastest tree{_for(result)} to {output or options.draft}: {result.best}")
     if report is not None:
-        write_json(Path(report), to_json(results, **options.record()))
+        write_json(Path(report), to_json(results, **vars(options)))
         console.print(f"Saved {report}")
     return results
 
