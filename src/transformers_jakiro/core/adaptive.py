@@ -1,9 +1,9 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """
-Trees sized while generating: by the drafter's confidence and by what steps have cost so far, with plain decoding where
-drafting loses (`num_assistant_tokens_schedule="heuristic"`). In float32 the text is the same; in half precision
-the size of a forward decides in its last bits.
+Sizes trees while generating, from the drafter's confidence and the cost of the steps so far. Where drafting loses
+time, it decodes plainly (`num_assistant_tokens_schedule="heuristic"`). In float32 the text stays the same. In half
+precision, the last bits of the logits depend on the size of a forward.
 """
 
 import time
@@ -14,46 +14,46 @@ import torch
 from .drafting import Budget
 from .tree import DraftTree
 
-# weight of the past when a step is added to a mean
+# weight of the past when a mean takes in a step
 _MEMORY = 0.9
-# steps that tell what a plain step costs; the first step of a generation is slower than others
+# plain steps that are timed; the first step of a generation is slower than the others
 _PLAIN_STEPS = (2, 3)
-# What drafting may lose, in plain steps: so many to begin with, more as plain steps go by and by what it gains, but at
-# most so many. Drafting pauses when that is used up, and goes on when there is enough for a step that fails.
+# What drafting may lose, in plain steps: at the start, added by each plain step, and at most. What drafting gains is
+# added too. Drafting pauses when nothing is left, and resumes when there is enough for one step that fails.
 _ALLOWANCE, _ALLOWANCE_PER_STEP, _MOST_ALLOWANCE = 2.0, 0.012, 8.0
-# drafted steps in which to learn what a tree costs: one that is not timed, as it reads the prompt, and a whole tree
+# drafted steps that measure the cost of a tree: one that is not timed, because it reads the prompt, and a whole tree
 _TRIALS = 2
-# levels of these; one in so many trees after them gets a level more than pays, to see what that would bring
+# levels of their trees; after them, every eighth tree gets one level more than pays, to learn what it would bring
 _TRIAL_DEPTH, _DEEPER_EVERY = 3, 8
 
 
 class ConstantSchedule:
-    """Trees as the drafter makes them."""
+    """Leaves trees as the drafter makes them."""
 
     def budget(self, tokens_left: int, chain: bool = False) -> Budget:
-        """Starts a step: what its tree may cost, where `tokens_left` tokens may still be generated."""
+        """Starts a step. Returns the budget of its tree; `tokens_left` tokens may still be generated."""
         return Budget(max_depth=tokens_left - 1, chain=chain)
 
     def resize(self, tree: DraftTree) -> DraftTree:
-        """The part of a tree to verify."""
+        """Returns the part of a tree to verify."""
         return tree
 
     def record(self, tree: DraftTree, emitted: Sequence[Sequence[int]]) -> None:
-        """Ends a step: it sent `tree` to the target, and `emitted` tokens to each row."""
+        """Ends a step, in which the target verified `tree` and each row emitted the tokens in `emitted`."""
 
 
 class AdaptiveSchedule(ConstantSchedule):
     """
-    Trees sized by what the steps of a generation have brought and cost.
+    Sizes trees by the gains and costs of the steps so far.
 
-    A step with a tree of L levels of which the M likeliest nodes are verified is taken to last `a + b · M` seconds and
-    `f` for each of the drafter's forwards, and to emit `1 + c · Σ p` tokens, with p the probabilities of the nodes'
-    paths; a, b, c and f are fitted to the steps so far. L is chosen by what levels have brought on average, M by the
-    tree that was drafted, so that most tokens are emitted per second.
+    The model of a step: the tree has L levels, and its M likeliest nodes are verified. The step lasts `a + b · M`
+    seconds, plus `f` for each forward of the drafter, and emits `1 + c · Σ p` tokens, where p are the probabilities of
+    the nodes' paths. a, b, c and f are fitted to the steps so far. L follows from the average gain of each level, M
+    from the tree that was drafted; both maximize tokens per second.
 
     Args:
         depth (`int`): levels of a whole tree.
-        levels_without_forward (`int`): of these, how many cost no forward of the drafter.
+        levels_without_forward (`int`): the number of levels that need no forward of the drafter.
     """
 
     def __init__(self, depth: int, levels_without_forward: int = 0):
@@ -62,12 +62,12 @@ class AdaptiveSchedule(ConstantSchedule):
         self._steps = 0
         self._trials = 0  # drafted steps
         self._allowance, self._paused = _ALLOWANCE, False
-        # seconds of plain steps; of drafted ones in all, without the drafting, and of each drafter forward
+        # seconds of a plain step, of a drafted step, of a drafted step without the drafting, of a drafter forward
         self._plain, self._drafted, self._verified, self._forward = _Mean(), _Mean(), _Mean(), _Mean()
         self._planned = 0.0  # seconds of the next drafted step
         self._gains = [_Mean() for _ in range(depth)]  # Σ p of each level
         self._expected, self._accepted = _Mean(), _Mean()
-        # of M, M² and, without what drafting took, seconds and M · seconds
+        # M, M², seconds without the drafting, and M · seconds
         self._nodes, self._squares, self._seconds, self._products = _Mean(), _Mean(), _Mean(), _Mean()
         self._expectation: float | None = None
         self._start = self._drafting = 0.0
@@ -79,7 +79,7 @@ class AdaptiveSchedule(ConstantSchedule):
         return Budget(max_depth=0 if is_plain else tokens_left - 1, depth=self.depth, chain=chain)
 
     def resize(self, tree: DraftTree) -> DraftTree:
-        """The part of a tree that pays best, `[B, M + 1]` nodes."""
+        """Returns the part of a tree that pays best, `[B, M + 1]` nodes."""
         self._expectation = None
         if tree.scores is None or tree.num_nodes == 1:
             return tree
@@ -87,7 +87,7 @@ class AdaptiveSchedule(ConstantSchedule):
         self._drafting = time.perf_counter() - self._start
         self._learn_levels(tree, probabilities)
         probabilities, order = probabilities.sort(descending=True, stable=True)
-        # accepted tokens of the M best, by the drafter's own account; of a batch, the mean of its rows
+        # accepted tokens of the M best nodes by the drafter's probabilities; in a batch, the mean of the rows
         expected = probabilities.cumsum(dim=-1).mean(dim=0)
         size = len(expected)
         if self._trials >= _TRIALS:
@@ -101,7 +101,7 @@ class AdaptiveSchedule(ConstantSchedule):
     def record(self, tree: DraftTree, emitted: Sequence[Sequence[int]]) -> None:
         seconds, nodes = time.perf_counter() - self._start, tree.num_nodes - 1
         counts = [len(tokens) for tokens in emitted if tokens]
-        num_emitted = sum(counts) / len(counts)  # mean of the rows that have not ended before
+        num_emitted = sum(counts) / len(counts)  # mean of the rows that had not ended
         if nodes == 0:
             if self._steps > 1:
                 self._plain.add(seconds)
@@ -111,7 +111,7 @@ class AdaptiveSchedule(ConstantSchedule):
         self._trials += 1
         if self._trials == 1:  # this step read the whole prompt
             return
-        if self._trials > _TRIALS:  # what else ran on the machine is not the tree's fault
+        if self._trials > _TRIALS:  # a step slowed down by other work on the machine says little
             seconds = min(seconds, 3 * self._drafted.value)
         drafting = min(self._drafting, seconds)
         self._drafted.add(seconds)
@@ -126,7 +126,7 @@ class AdaptiveSchedule(ConstantSchedule):
             self._allow(num_emitted - seconds / self._plain.value)
 
     def _allow(self, num_steps: float) -> None:
-        """Adds to what drafting may lose, in plain steps, and lets it pause or go on."""
+        """Adds to what drafting may lose, in plain steps; pauses or resumes drafting."""
         self._allowance = min(max(self._allowance + num_steps, 0.0), _MOST_ALLOWANCE)
         if self._allowance < _ALLOWANCE_PER_STEP:
             self._paused = True
@@ -149,7 +149,7 @@ class AdaptiveSchedule(ConstantSchedule):
             mean.add(value)
 
     def _cost(self) -> tuple[float, float]:
-        """a and b: the line of least squares through the steps."""
+        """a and b: the least-squares line through the steps."""
         variance = self._squares.value - self._nodes.value**2
         if variance < 1:
             return self._seconds.value, 0.0
@@ -158,7 +158,7 @@ class AdaptiveSchedule(ConstantSchedule):
         return self._seconds.value - slope * self._nodes.value, slope
 
     def _calibration(self) -> float:
-        """c"""
+        """c, between 0.1 and 2."""
         if self._expected.count == 0 or self._expected.value == 0:
             return 1.0
         return min(max(self._accepted.value / self._expected.value, 0.1), 2.0)
@@ -173,7 +173,7 @@ class AdaptiveSchedule(ConstantSchedule):
         for depth, gain in enumerate(self._gains, start=1):
             if gain.count > 0:
                 last, ratio = gain.value, min(1.0, gain.value / max(last, 1e-9))
-            else:  # nothing is known of this level: less than of the one above it, as that was less
+            else:  # not measured: the gain is assumed to shrink as it did at the level above
                 last *= ratio
             expected += last
             seconds = self._verified.value + self._forward.value * self._num_forwards(depth)
@@ -184,7 +184,7 @@ class AdaptiveSchedule(ConstantSchedule):
 
 
 class _Mean:
-    """A mean that forgets."""
+    """An exponential moving average, and a plain mean of the first values."""
 
     def __init__(self):
         self.count, self.value = 0, 0.0
@@ -196,7 +196,10 @@ class _Mean:
 
 
 def _best_nodes(tree: DraftTree, nodes: torch.Tensor) -> DraftTree:
-    """The root and the given nodes `[B, M]` (counted without it) of a tree. They must hold their ancestors."""
+    """
+    The root and the given nodes of a tree. `nodes`, `[B, M]`, are numbered without the root and include the ancestors
+    of each node.
+    """
     kept = torch.nn.functional.pad(nodes.sort(dim=-1).values + 1, (1, 0)).to(tree.tokens.device)
     place = torch.zeros_like(tree.parents).scatter_(
         1, kept, torch.arange(kept.shape[1], device=kept.device).expand_as(kept)

@@ -1,6 +1,6 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
-"""Configuration of a Jakiro drafter: its own shape, the target it belongs to, and the trees it drafts."""
+"""Configuration of a Jakiro drafter: its shape, its target, and the trees it drafts."""
 
 import math
 from typing import Any, Literal
@@ -13,8 +13,8 @@ from transformers.activations import ACT2FN
 
 from .compat import commit_of
 
-# keys of transformers that have no place in a drafter's config.json: labels, which would be made for any `num_labels`,
-# and what makes `from_pretrained` load other weights, or kernels from the Hub
+# keys of transformers that do not belong in a drafter's config.json: labels, which would be made for any `num_labels`,
+# and keys that make `from_pretrained` load other weights, or kernels from the Hub
 _IGNORED_KEYS = (
     "num_labels",
     "id2label",
@@ -28,7 +28,7 @@ _IGNORED_KEYS = (
     "experts_implementation",
     "_experts_implementation",
 )
-# no drafter is larger; a config.json that says so is not worth the attempt to build it
+# no drafter is larger; one that its config.json says is larger is not built
 _LARGEST = {
     256: ("num_hidden_layers",),
     2**20: ("hidden_size", "target_hidden_size", "num_attention_heads", "num_key_value_heads", "num_experts"),
@@ -65,9 +65,9 @@ class JakiroDraftConfig(PreTrainedConfig):
         vocab_size (`int`, defaults to 32000):
             Vocabulary size of the target, whose embeddings and head the drafter borrows.
         draft_vocab_size (`int`, *optional*):
-            Tokens that can be drafted: the drafter uses only these rows of the target's head, which otherwise costs
-            more than the drafter itself where vocabularies are large. Which tokens is in the drafter's buffer
-            `draft_token_ids`; [`~transformers_jakiro.training.data.frequent_tokens`] chooses them. Default: all.
+            Number of tokens that can be drafted. The drafter uses only their rows of the target's head; with a large
+            vocabulary, the whole head costs more than the drafter itself. The drafter's buffer `draft_token_ids` lists
+            the tokens; [`~transformers_jakiro.training.data.frequent_tokens`] chooses them. Default: all.
         hidden_size (`int`, defaults to 4096):
             Width of the drafter's layer and of the features it predicts: the target's hidden size.
         num_hidden_layers (`int`, defaults to 1):
@@ -82,31 +82,31 @@ class JakiroDraftConfig(PreTrainedConfig):
         fusion_bias (`bool`, defaults to `True`):
             Whether the fusion layer `fc: 2 * hidden_size -> hidden_size` has a bias.
         embedding_multiplier (`float`, defaults to 1.0), feature_multiplier (`float`, defaults to 1.0):
-            Factors on the embeddings and on the features before the fusion layer; features that come out are divided
-            by theirs again. Published drafters have none (1.0). Targets' embeddings are often twenty times smaller
-            than their features, and a drafter that reads both at the same size learns faster at first:
-            [`~transformers_jakiro.training.initialization.new_drafter`] measures and sets them.
+            Factors on the embeddings and features before the fusion layer. The drafter's output is divided by
+            `feature_multiplier`. Published drafters have none (1.0). A target's embeddings are often twenty times
+            smaller than its features, and a drafter that reads both at the same scale learns faster at first:
+            [`~transformers_jakiro.training.initialization.new_drafter`] measures and sets the factors.
         final_norm (`bool`, defaults to `False`):
-            RMSNorm on the features that come out, as on the target's, so that what is fed back for the next level
-            keeps their size. Published drafters have none, new ones do (as in EAGLE-3, arXiv 2503.01840).
+            RMSNorm on the drafter's output, as on the target's, so that features keep their scale when they are fed
+            back for the next level. Published drafters have none, new ones do (as in EAGLE-3, arXiv 2503.01840).
         feature_layers (`list[int]`, *optional*):
             Further hidden states of the target that are fused into its features, as indices of `output_hidden_states`
             (i: what layer i reads), for example `[2, 16, 29]` of 32 layers (EAGLE-3, arXiv 2503.01840).
         fusion (`str`, defaults to `"linear"`):
             How the drafter reads a token's embedding and the target's features. `"linear"`: the fusion layer `fc`
-            makes one vector of both; `feature_layers` are added to the last hidden states. `"eagle3"`: the attention
-            of the first layer reads both, each with a norm of its own, and only the feature is carried on;
-            `feature_layers` take the place of the last hidden states. The logits are those of a normed feature.
+            maps both to one vector; `feature_layers` add to the last hidden states. `"eagle3"`: the attention of the
+            first layer reads both, each with its own norm, and the residual stream carries only the feature;
+            `feature_layers` replace the last hidden states. Logits are computed from a normed feature.
         fusion_norm (`str`, *optional*):
-            With `fusion="eagle3"`, RMSNorms on the target's hidden states before they are fused: `"each"`, `"all"`
-            (one norm of their concatenation), or none. Linear fusion norms each.
+            With `fusion="eagle3"`, RMSNorms on the target's hidden states before the fusion: `"each"` has its own,
+            `"all"` share one over their concatenation, or None. Linear fusion norms each.
         residual_norm (`bool`, defaults to `False`):
-            With `fusion="eagle3"`, whether the feature that is carried on is the normed one.
+            With `fusion="eagle3"`, whether the residual stream carries the normed feature.
         target_hidden_size (`int`, *optional*):
-            The target's hidden size, where a drafter with `fusion="eagle3"` has another one.
+            The target's hidden size, if a drafter with `fusion="eagle3"` has a different one.
         own_head (`bool`, defaults to `False`), own_embeddings (`bool`, defaults to `False`):
-            With `fusion="eagle3"`, whether the drafter has a head (`lm_head`) and token embeddings (`embed_tokens`) of
-            its own in place of the target's.
+            With `fusion="eagle3"`, whether the drafter has its own head (`lm_head`) and token embeddings
+            (`embed_tokens`) instead of the target's.
         num_experts (`int`, defaults to 2):
             Experts per layer. 1 is the dense layer of EAGLE-1/2.
         num_experts_per_tok (`int`, *optional*):
@@ -117,8 +117,8 @@ class JakiroDraftConfig(PreTrainedConfig):
             `True`: gated experts (gate, up, down projections). `False`: two-layer experts (Jakiro\*).
         head_mode (`str`, defaults to `"contrastive"`):
             What the last layer offers besides its mixture of experts: `"contrastive"` (Jakiro: a second branch that
-            predicts the token after the next), `"decoupled"` (Jakiro\*: each of the two chosen experts is a head of
-            its own) or `"single"` (EAGLE: nothing).
+            predicts the token after the next), `"decoupled"` (Jakiro\*: each of the two chosen experts is also a
+            separate head) or `"single"` (EAGLE: nothing).
         target_name_or_path (`str`, *optional*):
             The target this drafter was trained for. Informative.
         target_revision (`str`, *optional*):
@@ -126,34 +126,34 @@ class JakiroDraftConfig(PreTrainedConfig):
         bos_token_id, eos_token_id, pad_token_id (`int`, *optional*; `eos_token_id` may be a list):
             The target's special tokens.
         tree_depth (`int`, defaults to 7):
-            Levels of a draft tree = most tokens that one path can draft.
+            Levels of a draft tree: the longest path that can be drafted.
         tree_top_k (`int`, defaults to 10):
             Children per node. 1 drafts a chain.
         tree_width (`int`, *optional*):
-            Nodes of a level that are expanded, in one drafter forward. Default: `tree_top_k`, as published. Where the
-            target samples, more children than that (32, say) are accepted better and cost next to nothing.
+            Nodes of a level that are expanded, in one drafter forward. Default: `tree_top_k`, as published. When the
+            target samples, a `tree_top_k` above the width (32, for example) raises acceptance at almost no cost.
         num_draft_tokens (`int`, defaults to 59):
             Nodes of a tree that are sent to the target, the root not counted. A tree never has more than
             `tree_top_k * (1 + (tree_depth - 1) * tree_width)` candidates; a larger number means all of them.
             `generate(num_assistant_tokens=k)` overrides it for one call.
         tree_temperature (`float`, *optional*):
-            Temperature of the drafter's probabilities when the nodes of a tree are chosen; changes which tokens are
-            drafted, never the text. Default: 0.65 where the target decodes greedily or `couple_sampling` holds, since
-            it then follows the drafter's favourites more often than their probabilities say, and deeper and narrower
-            trees are accepted better. Else the temperature the target samples with, at least 0.65. Published drafters
-            use 1.0.
+            Temperature of the drafter's probabilities when the nodes of a tree are chosen. It changes which tokens are
+            drafted, never the text. Default: 0.65 if the target decodes greedily or `couple_sampling` is on, as the
+            target then follows the drafter's first choices more often than their probabilities say, and deeper,
+            narrower trees do better. Otherwise the target's own temperature, at least 0.65. Published drafters use
+            1.0.
         couple_sampling (`bool`, defaults to `True`):
-            Where the target samples, guess with the random numbers that it is about to draw
-            ([`~transformers_jakiro.core.noise.SamplingCoupling`]). Changes which tokens are drafted, never the text.
-            Published drafters guess without them.
+            When the target samples, draft with the random numbers that it is about to use
+            ([`~transformers_jakiro.core.noise.SamplingCoupling`]). It changes which tokens are drafted, never the
+            text. Published drafters draft without them.
         static_tree (`list[list[int]]`, *optional*):
-            A fixed tree instead of a dynamic one: each node as the path of child ranks that leads to it, for example
-            `[[0], [1], [0, 0]]`. Overrides the other fields of the tree.
+            A fixed tree instead of a dynamic one. Each node is given as the path of child ranks that leads to it, for
+            example `[[0], [1], [0, 0]]`. Overrides the other tree fields.
         batch_trees (`dict[str, dict[str, int]]`, *optional*):
-            Other trees for batches, where each node costs more: `tree_depth`, `tree_width`, `tree_top_k` and
-            `num_draft_tokens` by batch size, for example `{"4": {...}, "16": {...}}`. Batches between two of them, or
-            between 1 and the smallest, get trees between theirs. `jakiro tune --batch-size 1 4 16` finds them.
-            Default: as many nodes for all rows together as the other fields say for one, and fewer levels.
+            Trees for batches, in which each node costs more: `tree_depth`, `tree_width`, `tree_top_k` and
+            `num_draft_tokens` by batch size, for example `{"4": {...}, "16": {...}}`. A batch size between two of
+            them, or between 1 and the smallest, gets a tree in between. `jakiro tune --batch-size 1 4 16` finds them.
+            Default: all rows together get as many nodes as the other fields give one row, on fewer levels.
 
     Raises:
         ValueError: if fields contradict each other; the message names the rule and both values.
@@ -232,7 +232,7 @@ class JakiroDraftConfig(PreTrainedConfig):
 
     def check_consistency(self) -> None:
         """
-        Checks rules across fields, at construction and again before each generation, as values may be changed later.
+        Checks rules across fields. Called at construction and before each generation, since values may change later.
 
         Raises:
             ValueError: naming the rule and the values that break it.
@@ -292,7 +292,7 @@ class JakiroDraftConfig(PreTrainedConfig):
 
     def _check_trees(self) -> None:
         vocabulary = "vocab_size" if self.draft_vocab_size is None else "draft_vocab_size"
-        num_tokens = getattr(self, vocabulary)  # that can be drafted
+        num_tokens = getattr(self, vocabulary)  # tokens that can be drafted
         if num_tokens > self.vocab_size:
             raise ValueError(
                 "`draft_vocab_size` cannot exceed the target's vocabulary: got "
@@ -311,9 +311,9 @@ class JakiroDraftConfig(PreTrainedConfig):
     def tree_fields(self, batch_size: int = 1) -> dict[str, int]:
         """
         `tree_depth`, `tree_width`, `tree_top_k` and `num_draft_tokens` of the dynamic trees for a batch size. Between
-        two sizes that the config has trees for, they change by the same factor with each doubling of the batch.
-        Without `batch_trees`: as many nodes for all rows together as for one, and as many levels as so much smaller a
-        tree has, if their number grows with the logarithm of the nodes.
+        two sizes of `batch_trees`, they change by the same factor with each doubling of the batch. Without
+        `batch_trees`, all rows together get the nodes of one row, and the number of levels shrinks with the logarithm
+        of the nodes.
         """
         if self.batch_trees:
             own = {field: getattr(self, field) for field in _TREE_FIELDS}
@@ -376,8 +376,8 @@ class JakiroDraftConfig(PreTrainedConfig):
         if self.fusion == "eagle3":
             raise ValueError(
                 'EAGLE-3 drafters (`fusion="eagle3"`) can be used, not trained: the losses compare a drafter\'s '
-                "features with the target's, and theirs are not in that space. Train one with the library that it is "
-                'from, or a drafter with `fusion="linear"` (and `feature_layers`, if further layers are to be read).'
+                "features with the target's, and theirs are not in that space. Train one with the library it comes "
+                'from, or train a drafter with `fusion="linear"` (and `feature_layers`, to read further layers).'
             )
 
     def _check_static_tree(self, vocabulary: str, num_tokens: int):
@@ -389,7 +389,7 @@ class JakiroDraftConfig(PreTrainedConfig):
             )
         nodes = set(paths)
         if len(nodes) != len(paths):
-            raise ValueError("`static_tree` lists a path twice; each node must be there once.")
+            raise ValueError("`static_tree` lists a path twice; list each node once.")
         for path in paths:
             if min(path) < 0 or max(path) >= num_tokens:
                 raise ValueError(f"`static_tree` ranks must lie in [0, {vocabulary}), got the path {list(path)}.")
@@ -405,7 +405,7 @@ class JakiroDraftConfig(PreTrainedConfig):
         As [`~transformers.PreTrainedConfig.from_dict`], for the contents of any `config.json`.
 
         Raises:
-            ValueError: naming the field that cannot be what it is.
+            ValueError: naming the field with an impossible value.
         """
         known = {name: value for name, value in config_dict.items() if name not in _IGNORED_KEYS}
         for name, kinds in (
@@ -418,13 +418,13 @@ class JakiroDraftConfig(PreTrainedConfig):
         try:
             return super().from_dict(known, **kwargs)
         except (AttributeError, LookupError, TypeError, StrictDataclassError) as error:
-            raise ValueError(f"This is no configuration of a Jakiro drafter: {error}") from error
+            raise ValueError(f"This is not the configuration of a Jakiro drafter: {error}") from error
 
     @classmethod
     def from_target(cls, target_config: PreTrainedConfig, **overrides: Any) -> "JakiroDraftConfig":
         """
-        The configuration of a drafter for a target: its vocabulary, hidden size, attention shape, rotary base and
-        special tokens, with the published defaults for everything else.
+        The configuration of a drafter for a target. Vocabulary, hidden size, attention shape, rotary base and special
+        tokens are the target's; everything else has the published defaults.
 
         Args:
             target_config ([`~transformers.PreTrainedConfig`]): config of a causal language model (composite configs
@@ -433,7 +433,7 @@ class JakiroDraftConfig(PreTrainedConfig):
         """
         text_config = target_config.get_text_config(decoder=True)
         layer_config = text_config
-        if getattr(text_config, "is_heterogeneous", False):  # where layers differ in shape, as the first one
+        if getattr(text_config, "is_heterogeneous", False):  # layers differ in shape: take that of the first
             layer_config = text_config.per_layer_config[0]
         hidden_size = text_config.hidden_size
         num_attention_heads = layer_config.num_attention_heads
@@ -454,7 +454,7 @@ class JakiroDraftConfig(PreTrainedConfig):
             "head_dim": head_dim,
             "rms_norm_eps": getattr(text_config, "rms_norm_eps", None) or 1e-6,
             "max_position_embeddings": getattr(text_config, "max_position_embeddings", 4096),
-            # a drafter sees positions from 0 like its target, but rotates whole heads: only the base is taken over
+            # a drafter counts positions from 0 like its target, but rotates whole heads: only the base is the target's
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": float(rope_parameters.get("rope_theta", 10000.0)),
