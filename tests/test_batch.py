@@ -350,7 +350,7 @@ def test_the_drafter_reads_each_row_as_if_it_were_alone():
 
     def noted(self, root, *args, **kwargs):
         tree = propose(self, root, *args, **kwargs)
-        proposed.append((self._context.rows.num_cached, tree))
+        proposed.append((self.rows.num_cached, tree))
         return tree
 
     kwargs = {"max_new_tokens": 16, "do_sample": False, "assistant_model": draft, "return_dict_in_generate": True}

@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 from helpers.prompts import make_batch, make_prompt
 from helpers.targets import VOCAB, make_target
-from transformers_jakiro import register_drafter
+from transformers_jakiro import JakiroCandidateGenerator, register_drafter
 from transformers_jakiro.core.drafting import Drafter
 from transformers_jakiro.core.tree import DraftTree
 
@@ -94,6 +94,12 @@ def test_trees_from_paths():
     assert tree.depths.tolist() == [[0, 1, 2, 1, 2], [0, 1, 1, 1, 1]]
     nothing = DraftTree.from_paths(torch.tensor([7]), [[]], max_nodes=4)
     assert (nothing.tokens.tolist(), nothing.num_nodes, nothing.max_depth) == ([[7]], 1, 0)
+
+
+def test_the_adapter_wants_one_that_reads_hidden_states(ngram):
+    assistant = ngram.NGramAssistant(ngram.NGramConfig(vocab_size=VOCAB))
+    with pytest.raises(TypeError, match="takes drafters that read the target's hidden states, got NGramDrafter"):
+        JakiroCandidateGenerator(assistant, make_target("llama"))
 
 
 def test_what_is_no_drafter():

@@ -33,6 +33,11 @@ class JakiroCandidateGenerator(CandidateGenerator):
         self._drafter_class = require_drafter_class(draft_model)
         self._draft_model = draft_model
         self._target = self._drafter_class.view(draft_model, target)
+        if not self._target.reads_hidden_states:
+            raise TypeError(
+                "The adapter takes drafters that read the target's hidden states, got "
+                f"{self._drafter_class.__name__}, which does not. Pass its assistant to `generate` instead."
+            )
         self._max_length = max_length
         self._rows: Rows | None = None
         self._drafter: Drafter | None = None

@@ -49,7 +49,7 @@ def knowing_drafter(
             limit = min(depth, budget.max_depth)
             if limit < 1:
                 return drafted
-            rows = self._context.rows.active
+            rows = self.rows.active
             following = [truths[row.index][row.num_new_tokens :][:limit] for row in rows]
             if budget.chain:
                 return chain(roots[0], following[0]) if following[0] else drafted

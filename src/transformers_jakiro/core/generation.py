@@ -5,7 +5,7 @@ The decoding loop: draft a tree, let the target process it in one forward, walk 
 the accepted path.
 
 Symbols in shape comments: B batch, T tokens of the prompt, R rows in the target's batch, n nodes of a tree, k nodes of
-the longest accepted path, X any width.
+the longest accepted path.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from .drafting import Observation, drafter_class_of
 from .outputs import JakiroGenerateOutput
 from .requests import check_request
 from .session import Session
-from .tree import DraftTree
+from .tree import DraftTree, gather_nodes
 
 
 def decode(session: Session, synced_gpus: bool = False) -> JakiroGenerateOutput | torch.Tensor:
@@ -69,7 +69,7 @@ def decode(session: Session, synced_gpus: bool = False) -> JakiroGenerateOutput 
                 Observation(
                     num_tokens=[len(row.path) for row in rows.active],
                     tokens=tree.tokens.gather(1, nodes.to(tree.tokens.device)),
-                    features=_gather_nodes(target.read(outputs.hidden_states), nodes)
+                    features=gather_nodes(target.read(outputs.hidden_states), nodes)
                     if target.reads_hidden_states
                     else None,
                 )
@@ -78,12 +78,6 @@ def decode(session: Session, synced_gpus: bool = False) -> JakiroGenerateOutput 
             session.stream.put(emitted, tree)
     session.stream.end()
     return session.recorder.pack(session.cache)
-
-
-def _gather_nodes(states: torch.Tensor, nodes: torch.Tensor) -> torch.Tensor:
-    """`[R, n, X]` and `[R, k]` → `[R, k, X]`."""
-    index = nodes.to(states.device)[..., None]
-    return states.gather(1, index.expand(-1, -1, states.shape[-1]))
 
 
 @torch.no_grad()

@@ -48,7 +48,7 @@ _LOOPS = "_transformers_jakiro_loops"
 _EXPLICIT = "_explicit_num_assistant_tokens"
 
 
-def check_signatures():
+def check_signatures() -> None:
     """Raises [`IncompatibleTransformersError`] if a method this package relies on is gone or changed."""
     functions = [
         (f"{owner.__name__}.{name}", getattr(owner, name, lambda: None), expected)

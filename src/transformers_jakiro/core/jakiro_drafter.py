@@ -20,7 +20,7 @@ from .drafting import Budget, Drafter, DraftingContext, Observation
 from .growing import DynamicGrowth, FixedGrowth
 from .modeling_jakiro import JakiroDraftOutput
 from .target import Target
-from .tree import DraftTree, TreeShape
+from .tree import DraftTree, TreeShape, gather_nodes
 
 
 class JakiroDrafter(Drafter):
@@ -45,6 +45,7 @@ class JakiroDrafter(Drafter):
     def __init__(self, assistant: Any, context: DraftingContext, shape: TreeShape | None = None):
         assistant.check_draft_vocabulary()
         self.config: JakiroDraftConfig = assistant.config
+        self.rows = context.rows
         self._context = context
         self._target = context.target
         self._given_shape = shape
@@ -70,6 +71,11 @@ class JakiroDrafter(Drafter):
             0.0 if coupled else self._context.temperature,
             num_rows,
         )
+
+    @property
+    def is_static(self) -> bool:
+        """Whether all forwards of a kind have one shape."""
+        return self._forward.is_static
 
     def make_static(self, capacity: int, compile_config: CompileConfig | None) -> None:
         """Whole trees are drafted to the end then, so that all forwards of a kind have one shape."""
@@ -147,11 +153,11 @@ class JakiroDrafter(Drafter):
     def _shape_within(self, budget: Budget) -> TreeShape:
         """The shape of the next tree."""
         shape = self.shape
-        if budget.depth is not None and not self._forward.is_static:
+        if budget.depth is not None and not self.is_static:
             shape = shape.with_depth(budget.depth)
         if budget.chain:
             shape = shape.as_chain()
-        if budget.max_depth < 1 or not self._forward.is_static:
+        if budget.max_depth < 1 or not self.is_static:
             shape = shape.limited(budget.max_depth)
         return shape
 
@@ -167,7 +173,7 @@ class JakiroDrafter(Drafter):
                 assert contrastive_logits is not None
                 # this level has no forward of its own: a node's children are its parent's contrastive candidates
                 log_probs, tokens = self._best_children(contrastive_logits, noise, shape)
-                growth.add(_gather_nodes(log_probs, parents), _gather_nodes(tokens, parents))
+                growth.add(gather_nodes(log_probs, parents), gather_nodes(tokens, parents))
             else:
                 growth.add(*self._best_children(logits, noise, shape))
             if level == shape.depth:
@@ -175,7 +181,7 @@ class JakiroDrafter(Drafter):
             tokens, parents = growth.frontier()
             if level == shape.depth - shape.two_levels:
                 continue
-            features = _gather_nodes(output.last_hidden_state, parents)
+            features = gather_nodes(output.last_hidden_state, parents)
             output = self._forward.expand(level, self._embed(tokens), features, parents, **self._outputs(shape, level))
             logits, contrastive_logits = self._logits(output)
         return growth.tree()
@@ -191,7 +197,7 @@ class JakiroDrafter(Drafter):
         """The noise that the target will choose each level's token with, `[R, L, D]`, if it is known."""
         if self._coupling is None:
             return None
-        gumbel = self._coupling.noise.gumbel(self._context.rows.active, num_levels)
+        gumbel = self._coupling.noise.gumbel(self.rows.active, num_levels)
         return gumbel if self._draft_token_ids is None else gumbel[..., self._draft_token_ids.to(gumbel.device)]
 
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -259,11 +265,6 @@ def _last(output: JakiroDraftOutput, counts: Sequence[int]) -> JakiroDraftOutput
 
     features: dict[str, Any] = {name: last(value) for name, value in output.items() if isinstance(value, torch.Tensor)}
     return JakiroDraftOutput(**features)
-
-
-def _gather_nodes(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """`values[r, index[r, w]]`: `[R, W, X]` and `[R, W']` → `[R, W', X]`."""
-    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
 
 
 __all__ = ["JakiroDrafter"]

@@ -34,8 +34,8 @@ class StrictModel(compat.StrictLoading, PreTrainedModel):
         """
         As [`~transformers.PreTrainedModel.from_pretrained`], but strict: a checkpoint that lacks a weight, holds one
         that does not belong there, or holds NaN is an error, never a drafter that silently drafts nonsense; so are
-        tokens to draft that the target does not have. The folder
-        of a PEFT adapter gives the drafter that it was trained on, with the adapter; both must be complete.
+        tokens to draft that the target does not have. The folder of a PEFT adapter gives the drafter that it was
+        trained on, with the adapter; both must be complete.
 
         Raises:
             ValueError: naming the missing, unexpected, mismatched or non-finite weights, or what is wrong with

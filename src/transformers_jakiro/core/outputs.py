@@ -120,13 +120,13 @@ class Recorder:
         collected = _COLLECTED.get()
         if collected is not None:
             collected.append(statistics)
-        end = self._rows.num_complete + self._rows.prompt_length
+        num_tokens = self._rows.num_complete
+        end = self._rows.prompt_length + num_tokens
         sequences: Any = rows[0].ids.new_full((len(rows), end), compat.padding_token(config))
         for row, sequence in zip(rows, sequences, strict=True):
             sequence[: row.length] = row.ids[0, :end]
         if not config.return_dict_in_generate:
             return sequences
-        num_tokens = end - self._rows.prompt_length
         attentions, hidden_states = (
             None if prompt is None else (prompt, *(_join([getattr(row, name) for row in rows], num_tokens - 1) or ()))
             for name, prompt in self._prompt.items()

@@ -162,7 +162,7 @@ class Session:
 
     def _prompt_chunks(self) -> Iterator[tuple[Any, Observation]]:
         """The prompt's forwards, and what there is to observe in each."""
-        prompt_embeddings = self.model_kwargs.get("inputs_embeds")
+        embeddings = self.model_kwargs.get("inputs_embeds")
         attention_mask = self.model_kwargs.get("attention_mask")
         wanted = self.generation_config.output_hidden_states or self.target.output_hidden_states
         kwargs = {**self.model_kwargs, "output_hidden_states": wanted}
@@ -171,13 +171,12 @@ class Session:
             end = processed + num_tokens
             # the ids are those of the whole prompt, or of what is not cached yet
             skipped = 0 if self.input_ids.shape[1] >= end else already_cached
-            has_ids = prompt_embeddings is None
             yield (
                 outputs,
                 Observation(
                     num_tokens=[num_tokens] * len(self.rows.all),
-                    tokens=self.input_ids[:, processed - skipped : end - skipped] if has_ids else None,
-                    embeddings=None if prompt_embeddings is None else prompt_embeddings[:, processed:end],
+                    tokens=None if embeddings is not None else self.input_ids[:, processed - skipped : end - skipped],
+                    embeddings=None if embeddings is None else embeddings[:, processed:end],
                     features=self.target.read(outputs.hidden_states) if self.target.reads_hidden_states else None,
                     attention_mask=None if attention_mask is None else attention_mask[:, processed:end],
                 ),

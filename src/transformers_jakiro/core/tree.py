@@ -107,6 +107,12 @@ class DraftTree:
         )
 
 
+def gather_nodes(values: torch.Tensor, nodes: torch.Tensor) -> torch.Tensor:
+    """`values[b, nodes[b, k]]`: `[B, n, X]` and `[B, k]` → `[B, k, X]`."""
+    index = nodes.to(values.device)[..., None]
+    return values.gather(1, index.expand(-1, -1, values.shape[-1]))
+
+
 def select_tree(
     root: torch.Tensor,
     tokens: torch.Tensor,
@@ -254,4 +260,4 @@ class TreeShape:
         return replace(self, depth=depth, two_levels=self.two_levels and depth >= 2)
 
 
-__all__ = ["DraftTree", "StaticTree", "TreeShape", "select_tree"]
+__all__ = ["DraftTree", "StaticTree", "TreeShape", "gather_nodes", "select_tree"]
