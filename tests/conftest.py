@@ -1,5 +1,10 @@
 # Copyright 2026 The transformers-jakiro authors.
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
+"""
+Fixtures and options. Nothing heavy is imported here, as the process that hands out the tests would import it as well.
+"""
+
+import gc
 import os
 import shutil
 import subprocess
@@ -7,15 +12,10 @@ import venv
 from pathlib import Path
 
 import pytest
-import torch
-import transformers
-from transformers import LlamaConfig
 
-import transformers_jakiro
-from helpers.original_checkpoints import HEADS, HIDDEN, KV_HEADS, VOCAB
 from helpers.processes import TRANSFORMERS, WarmPython
 
-torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # PyTorch's threads: the tests run in two processes
 PROCESSES = {"bare_python", "browser", "pythons", "site", "warm_python"}  # fixtures
 
 
@@ -40,13 +40,18 @@ def browser():
 @pytest.fixture(scope="session")
 def warm_python():
     """Runs code in processes that have imported transformers, and nothing of ours."""
-    with WarmPython(TRANSFORMERS, environment={**os.environ, "OMP_NUM_THREADS": "1"}) as python:
+    with WarmPython(TRANSFORMERS) as python:
         yield python
 
 
 @pytest.fixture(scope="session")
 def bare_python(tmp_path_factory):
     """An interpreter with this one's packages, but for ours."""
+    import torch
+    import transformers
+
+    import transformers_jakiro
+
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False, symlinks=True)
     python = folder / "bin" / "python"
@@ -73,18 +78,26 @@ def pytest_addoption(parser):
     )
 
 
+def pytest_collection_finish():
+    """What has been imported stays; nothing is gained by searching it for garbage again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_runtest_setup(item):
+    """Skips tests that need a GPU where there is none."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
+
+
 def pytest_collection_modifyitems(config, items):
-    """
-    Skips tests that need a GPU where there is none. Marks those whose fixtures start processes. `--compat` leaves the
-    tests of `make test-matrix`.
-    """
+    """Marks tests whose fixtures start processes. `--compat` leaves the tests of `make test-matrix`."""
     for item in items:
         if PROCESSES & set(item.fixturenames):
             item.add_marker(pytest.mark.integration)
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
     if not config.getoption("--compat"):
         return
 
@@ -120,8 +133,12 @@ def golden_original(golden, tmp_path):
 
 
 @pytest.fixture
-def target_config() -> LlamaConfig:
+def target_config():
     """A target that [`make_original`] drafters fit."""
+    from transformers import LlamaConfig
+
+    from helpers.original_checkpoints import HEADS, HIDDEN, KV_HEADS, VOCAB
+
     return LlamaConfig(
         vocab_size=VOCAB,
         hidden_size=HIDDEN,

@@ -18,12 +18,15 @@ from typing import Any
 # Reads requests to start code or to wait for it, one JSON object a line, and answers each with a number. Stands alone,
 # as it also runs where this package is not installed.
 SERVER = """
-import importlib, json, os, sys, traceback, types
+import gc, importlib, json, os, sys, traceback, types
 
+gc.disable()  # until everything is imported, none of which is garbage
 answers = os.dup(1)
 os.dup2(2, 1)  # for whatever prints while it is imported
 for name in sys.argv[1:]:
     importlib.import_module(name)
+gc.freeze()
+gc.enable()
 
 
 def run(request):
