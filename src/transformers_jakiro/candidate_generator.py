@@ -9,7 +9,7 @@ Symbols in shape comments: T tokens.
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList
+from transformers import PreTrainedModel
 from transformers.generation import CandidateGenerator
 
 from .core.drafting import Budget, Drafter, DraftingContext, Observation, require_drafter_class
@@ -45,8 +45,7 @@ class JakiroCandidateGenerator(CandidateGenerator):
 
     def _begin(self, prompt: torch.Tensor) -> tuple[Rows, Drafter]:
         """A drafter for a text that begins with the prompt `[1, T]`."""
-        limit = self._max_length or getattr(self._target.config, "max_position_embeddings", None) or 2**17
-        rows = Rows(prompt, GenerationConfig(max_length=limit), StoppingCriteriaList())
+        rows = Rows.of_texts(prompt)
         return rows, self._drafter_class(self._draft_model, DraftingContext(self._target, rows))
 
     def get_candidates(  # type: ignore[override]  # None for the logits, as the loop allows

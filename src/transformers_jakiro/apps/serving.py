@@ -69,7 +69,7 @@ class ServerStoppingError(RuntimeError):
 
 def _split_revision(name: str) -> tuple[str, str | None]:
     """Splits the revision off a name that `ModelManager.process_model_name` has returned."""
-    if hasattr(serving_utils, "split_revision"):  # since transformers 5.24
+    if hasattr(serving_utils, "split_revision"):  # goes when 5.24 is the oldest version
         return serving_utils.split_revision(name)
     if Path(name).exists():
         return name, None
@@ -101,7 +101,7 @@ class _TargetManager(ModelManager):
         owner = self.force_model.split("/")[0] if self.force_model.count("/") == 1 else ""
         return [{"id": self.force_model, "object": "model", "created": self._created, "owned_by": owner}]
 
-    get_gen_models = list_models  # its name before transformers 5.24
+    get_gen_models = list_models  # its name before 5.24; goes when that is the oldest version
 
     def _load_model(self, model_id_and_revision: str, *args: Any, **kwargs: Any) -> PreTrainedModel:
         # transformers' method looks for the model's class among its own, where classes of remote code are missing
@@ -207,7 +207,7 @@ class _ChatHandler(_ChunkHandler, ChatCompletionHandler):
 
     def check(self, body: dict[str, Any]) -> None:
         super().check(body)
-        if "max_completion_tokens" in body:  # transformers 5.15 ignores it
+        if "max_completion_tokens" in body:  # 5.15 ignores it; goes with that version
             body["max_tokens"] = body.pop("max_completion_tokens")
 
 
@@ -318,7 +318,7 @@ def create_app(
     Loads a target and its drafter, and builds the server: an ASGI application that must run in one process.
 
     Args:
-        target, draft: folders or Hub ids, with `@revision` behind them if needed.
+        target, draft: folders or Hub ids, followed by `@revision` if needed.
         num_assistant_tokens: nodes per tree. The default is the drafter's `num_draft_tokens`; the `generation_config`
             of a request overrides it.
         device, dtype, attn_implementation, quantization, compile, trust_remote_code: the options of

@@ -15,7 +15,7 @@ from transformers import GenerationConfig, LogitsProcessorList, TemperatureLogit
 
 from . import compat
 from .device import reads_wait
-from .noise import WARPERS, BatchNoise, TargetNoise
+from .noise import WARPERS, TargetNoise
 from .rows import Row, Rows
 from .tree import DraftTree
 from .verification import walk_trees
@@ -53,7 +53,7 @@ class TokenChooser:
         self._takes_nodes_together = (
             reads_wait(rows.device)
             and self._takes_rows_together
-            and (not self._samples or isinstance(noise, BatchNoise))
+            and (not self._samples or (noise is not None and noise.samples_nodes))
             and rows.all[0].scores is None
             and rows.all[0].logits is None
         )
@@ -74,7 +74,7 @@ class TokenChooser:
 
         Args:
             tree ([`DraftTree`]): `[R, n]`.
-            logits (`[R, n, V]`): the target's, of each node. Nodes behind the first n of the tree mean nothing.
+            logits (`[R, n, V]`): the target's, of each node. Nodes after the first n mean nothing.
 
         Returns:
             The tokens that each active row has got.
@@ -82,9 +82,22 @@ class TokenChooser:
         logits = logits[:, : tree.num_nodes]
         tokens, parents, choose = (self._read_nodes if self._takes_nodes_together else self._read_tree)(tree, logits)
         rows = self._rows
+        for row, row_tokens, row_parents in zip(rows.active, tokens, parents, strict=True):
+            if (row_tokens[0], row_parents[0]) != (row.tokens[-1], 0):
+                raise ValueError(
+                    f"The root of a draft tree must be the last token, {row.tokens[-1]}, and its own parent, got the "
+                    f"token {row_tokens[0]} with the parent {row_parents[0]}. Correct the drafter's `propose`."
+                )
         emitted = walk_trees(
             rows.unfinished, tokens, parents, choose, rows.emit, visited=[row.path for row in rows.active]
         )
+        for row in rows.active:
+            if len(row.path) - 1 > tree.max_depth or row.path != sorted(row.path):
+                raise ValueError(
+                    "In a draft tree, parents must stand before their children, and no node may be deeper than "
+                    f"`max_depth`. The target accepted the nodes {row.path} of a tree with "
+                    f"max_depth={tree.max_depth}. Correct the drafter's `propose`."
+                )
         rows.finish_step()
         return emitted
 
@@ -117,10 +130,8 @@ class TokenChooser:
             logits = scores.view_as(logits)
         if not self._samples:
             return logits.argmax(dim=-1)
-        assert isinstance(self._noise, BatchNoise)
-        numbers = self._noise.exponential(self._rows.active, tree.max_depth + 1)  # [R, levels, V]
-        depths = tree.depths.to(self._rows.device)[..., None]
-        return (logits.softmax(dim=-1) / numbers.gather(1, depths.expand_as(logits))).argmax(dim=-1)
+        assert self._noise is not None
+        return self._noise.sample_nodes(self._rows.active, logits.softmax(dim=-1), tree)
 
     def _choose(self, rows: Sequence[Row], logits: torch.Tensor) -> list[int]:
         """The next tokens of some rows, from the logits `[R, V]` at their last ones."""
@@ -128,17 +139,11 @@ class TokenChooser:
         if rows[0].logits is not None:
             for row, raw_logits in zip(rows, logits.clone().split(1), strict=True):
                 row.logits += (raw_logits,)
-        if len(rows) == 1:
-            scores = self._row_processors[rows[0].index](rows[0].ids, logits)
-        elif self._takes_rows_together:
+        if self._takes_rows_together:
             scores = self._processor(None, logits)
         else:
-            scores = torch.cat(
-                [
-                    self._row_processors[row.index](row.ids, row_logits)
-                    for row, row_logits in zip(rows, logits.split(1), strict=True)
-                ]
-            )
+            parts = [self._process(row, row_logits) for row, row_logits in zip(rows, logits.split(1), strict=True)]
+            scores = parts[0] if len(parts) == 1 else torch.cat(parts)
         if rows[0].scores is not None:
             for row, row_scores in zip(rows, scores.split(1), strict=True):
                 row.scores += (row_scores,)
@@ -148,6 +153,11 @@ class TokenChooser:
         if self._noise is None:
             return torch.multinomial(probabilities, num_samples=1).flatten().tolist()
         return self._noise.sample(rows, probabilities).tolist()
+
+    def _process(self, row: Row, logits: torch.Tensor) -> torch.Tensor:
+        """Scores `[1, V]` of a row's next token."""
+        with self._rows.no_further_than(row.num_new_tokens, row.num_new_tokens):
+            return self._row_processors[row.index](row.ids, logits)
 
 
 __all__ = ["TokenChooser"]

@@ -152,7 +152,7 @@ def padding_token(generation_config: GenerationConfig) -> int:
 
 
 def pads_ended_rows(criteria: StoppingCriteriaList) -> bool:
-    """Whether rows that have ended get padding; without end tokens `generate` goes on with all until the last ends."""
+    """Whether rows that have ended get padding. Without end tokens, `generate` continues all until the last ends."""
     return any(hasattr(criterion, "eos_token_id") for criterion in criteria)
 
 

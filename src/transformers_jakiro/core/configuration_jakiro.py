@@ -408,13 +408,13 @@ class JakiroDraftConfig(PreTrainedConfig):
             ValueError: naming the field with an impossible value.
         """
         known = {name: value for name, value in config_dict.items() if name not in _IGNORED_KEYS}
-        for name, kinds in (
-            ("quantization_config", dict),
-            ("dtype", str | torch.dtype),
-            ("torch_dtype", str | torch.dtype),
+        for name, kinds, words in (
+            ("quantization_config", dict, "an object"),
+            ("dtype", str | torch.dtype, "the name of a dtype"),
+            ("torch_dtype", str | torch.dtype, "the name of a dtype"),
         ):
             if not isinstance(known.get(name), kinds | None):
-                raise ValueError(f"`{name}` must be {kinds}, got {known[name]!r}.")
+                raise ValueError(f"`{name}` must be {words} or null, got {known[name]!r}. Correct config.json.")
         try:
             return super().from_dict(known, **kwargs)
         except (AttributeError, LookupError, TypeError, StrictDataclassError) as error:

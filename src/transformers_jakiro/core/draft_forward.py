@@ -41,7 +41,7 @@ class Pairs:
         self.counts = list(counts)
 
     def set_next(self, embedding: torch.Tensor) -> None:
-        """The embedding `[R, 1, H]` of the token behind the last pair of each row."""
+        """The embedding `[R, 1, H]` of the token after the last pair of each row."""
         if len(set(self.counts)) == 1:
             self.next_embeddings[:, self.counts[0] - 1] = embedding[:, 0]
         else:  # a row without pairs has ended, and nobody looks at what it drafts
@@ -98,7 +98,7 @@ class DraftForward:
             compile_config ([`~transformers.CompileConfig`], *optional*): how to compile the forwards; None: not.
         """
         self._static_length = depth + 1  # what a step brings at most
-        # behind the pairs, what a read is filled up with, then the nodes of a tree
+        # room for the padding of a read, then for the nodes of a tree
         columns = capacity + self._static_length + num_nodes
         columns += -columns % 64
         config = self._draft_model.config
@@ -136,7 +136,7 @@ class DraftForward:
         if self._padding is not None and min(starts) < self._padding.shape[1]:
             arguments = self._in_padded_prompt(self._padding, min(starts) + features.shape[1], min(starts))
         else:
-            arguments = self._behind_prompt(starts, features.shape[1])
+            arguments = self._after_prompt(starts, features.shape[1])
         self.cache.lengths = [start + count for start, count in zip(starts, pairs.counts, strict=True)]
         output = forward(
             inputs_embeds=next_embeddings,
@@ -156,8 +156,8 @@ class DraftForward:
         position_ids = (known.cumsum(dim=-1) - 1).clamp(min=0)[:, start:]
         return {"attention_mask": known.long(), "position_ids": position_ids}
 
-    def _behind_prompt(self, starts: Sequence[int], num_new: int) -> dict[str, Any]:
-        """Mask and positions of pairs behind those in the cache, which may be of different numbers."""
+    def _after_prompt(self, starts: Sequence[int], num_new: int) -> dict[str, Any]:
+        """Mask and positions of pairs after those in the cache. Rows may differ in number."""
         if max(starts) == 0:
             return {}
         columns = self._first_columns(starts) + torch.arange(num_new, device=self.device)
@@ -166,22 +166,12 @@ class DraftForward:
             self.cache.columns = columns
             self.cache.end = None if self.is_static else max(starts) + num_new
         if columns.shape[0] > 1 or self.is_static or num_new <= MAX_QUERIES:
-            arguments["attention_mask"] = self._causal_mask(starts, num_new)
+            arguments["attention_mask"] = self._mask.causal(starts, num_new, self._padding)
             arguments[PACKED_HEADS] = self._num_heads
         return arguments
 
-    def _causal_mask(self, starts: Sequence[int], num_new: int) -> torch.Tensor:
-        """`[R, 1, G * T, max(starts) + T]`: a pair sees its row's part of the cache and the new pairs up to itself."""
-        if min(starts) == max(starts):
-            block = torch.full((1, 1, num_new, num_new), self._mask.minimum, dtype=self.dtype, device=self.device)
-            return self._mask.write(min(starts), block.triu(1), self._padding)
-        columns = torch.arange(min(starts), max(starts) + num_new, device=self.device)
-        seen = send(starts, self.device)[:, None] + torch.arange(num_new, device=self.device)
-        hidden = columns > seen[:, None, :, None]
-        return self._mask.write(min(starts), self._mask.hide(hidden), self._padding)
-
     def _first_columns(self, lengths: Sequence[int]) -> torch.Tensor:
-        """The column behind each row's pairs: `[R, 1]`, or `[1, 1]` where it is the same."""
+        """The column after each row's pairs: `[R, 1]`, or `[1, 1]` where it is the same."""
         if min(lengths) == max(lengths):
             return torch.full((1, 1), lengths[0], device=self.device)
         return send(lengths, self.device)[:, None]
@@ -258,7 +248,7 @@ class DraftForward:
 
 
 def _append(old: torch.Tensor, new: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-    """`new` (`[R, T', X]`) behind the first `counts` of `old` (`[R, T, X]`) in each row."""
+    """`new` (`[R, T', X]`) after the first `counts` of `old` (`[R, T, X]`) in each row."""
     if min(counts) == old.shape[1]:
         return torch.cat((old, new), dim=1)
     joined = nn.functional.pad(old, (0, 0, 0, new.shape[1]))

@@ -36,9 +36,9 @@ class DraftingContext:
         target ([`Target`]): the target, as [`~Drafter.view`] has it.
         rows ([`Rows`]): the rows, with all tokens that are known of them.
         num_assistant_tokens (`int`, *optional*): nodes per tree that the caller asks for.
-        temperature (`float`): the target samples at it; 0 where its choices follow from its logits, because it decodes
-            greedily or because `coupling` knows the noise.
-        coupling ([`SamplingCoupling`], *optional*): the random numbers of the target's next draws, where it samples.
+        temperature (`float`): the target's sampling temperature; 0 if it decodes greedily.
+        coupling ([`SamplingCoupling`], *optional*): the random numbers of the target's next draws, if it samples and
+            they are known. Its choices then follow from its logits as in greedy decoding.
     """
 
     target: Target
@@ -59,7 +59,7 @@ class Observation:
         embeddings (`[R, T, H]`, *optional*): the prompt as it was given instead.
         features (`[R, T, F]`, *optional*): what the drafter reads of the target at these tokens
             ([`~transformers_jakiro.core.target.Target.read`]), if it reads its hidden states.
-        attention_mask (`[R, T]`, *optional*): 0 where a token is padding. None behind the prompt.
+        attention_mask (`[R, T]`, *optional*): 0 where a token is padding. None after the prompt.
     """
 
     num_tokens: Sequence[int]
@@ -90,7 +90,8 @@ class Drafter(ABC):
     Drafts for one generation, with state of its own for each of its rows.
 
     Attributes:
-        num_draft_tokens (`int`): nodes of its trees at most, the root not counted.
+        num_draft_tokens (`int`): nodes of its trees at most, the root not counted. With a dynamic cache it may change
+            when rows leave the batch.
         depth (`int`): levels of its trees at most.
         levels_without_forward (`int`): of these, how many cost no forward of a model.
     """
@@ -140,12 +141,19 @@ class Drafter(ABC):
             budget ([`Budget`]): what the trees may cost.
 
         Returns:
-            [`DraftTree`] of `[R, n]` nodes, `n <= num_draft_tokens + 1`.
+            [`DraftTree`] of `[R, n]` nodes, `n <= num_draft_tokens + 1`. Its roots are `last_tokens`, and its
+            `max_depth` bounds the depth of its nodes. With `budget.chain`, each node has one child at most. A tree may
+            be deeper than `budget.max_depth`; the surplus is never accepted.
         """
 
     @abstractmethod
     def select(self, kept: Sequence[int]) -> None:
-        """Goes on with these rows of the batch; the others have ended."""
+        """
+        Goes on with some rows of the batch; the others have ended.
+
+        Args:
+            kept: the places that these rows had before. `context.rows.active` holds them alone already.
+        """
 
 
 _DRAFTERS: dict[type[PreTrainedConfig], type[Drafter]] = {}
@@ -154,11 +162,17 @@ _DRAFTERS: dict[type[PreTrainedConfig], type[Drafter]] = {}
 def register_drafter(config_class: type[PreTrainedConfig], drafter_class: type[Drafter]) -> type[Drafter] | None:
     """
     Lets `generate(assistant_model=...)` draft with `drafter_class` for every assistant whose `config` is of
-    `config_class`, or of a class derived from it. Returns what was registered for it before.
+    `config_class`, or of a class derived from it. Returns what was registered for it before. The config must have the
+    target's `vocab_size`, since `generate` compares the two.
 
     Raises:
-        TypeError: if `drafter_class` is no [`Drafter`].
+        TypeError: if `config_class` is not a class of configs, or `drafter_class` not a subclass of [`Drafter`].
     """
+    if not (isinstance(config_class, type) and issubclass(config_class, PreTrainedConfig)):
+        raise TypeError(
+            f"A drafter must be registered for a subclass of `PreTrainedConfig`, got {config_class!r}. Pass the class "
+            "of the assistant's config."
+        )
     if not (isinstance(drafter_class, type) and issubclass(drafter_class, Drafter)):
         raise TypeError(
             f"A drafter must be a subclass of `Drafter`, got {drafter_class!r}. Derive it from "
@@ -186,11 +200,56 @@ def require_drafter_class(assistant: Any) -> type[Drafter]:
     return drafter_class
 
 
+def check_proposal(drafter: Drafter, tree: DraftTree, num_rows: int, budget: Budget, vocab_size: int) -> None:
+    """
+    Checks a tree that a drafter has proposed. What the host would have to wait for is checked when it reads the tree
+    ([`~transformers_jakiro.core.choosing.TokenChooser.walk`]).
+
+    Raises:
+        TypeError, ValueError: if it is not what [`Drafter.propose`] promises, so that it would not be verified
+            correctly.
+    """
+    name = type(drafter).__name__
+    if not isinstance(tree, DraftTree):
+        raise TypeError(f"A drafter must propose a `DraftTree`, but {name} proposed {tree!r}. Correct its `propose`.")
+    tokens, parents = tree.tokens, tree.parents
+    shape, most = tuple(tokens.shape), drafter.num_draft_tokens + 1
+    if shape != tuple(parents.shape) or len(shape) != 2 or shape[0] != num_rows or not 0 < shape[1] <= most:
+        raise ValueError(
+            f"A drafter must propose trees whose tokens and parents are [rows, nodes], with {num_rows} rows and at "
+            f"most {most} nodes (`num_draft_tokens` and the root), but {name} proposed tokens {shape} and parents "
+            f"{tuple(parents.shape)}. Correct its `propose`, or its `num_draft_tokens`."
+        )
+    if tokens.dtype != torch.long or parents.dtype != torch.long:
+        raise ValueError(
+            f"The tokens and parents of a tree must be of dtype torch.long, but {name} proposed {tokens.dtype} and "
+            f"{parents.dtype}. Correct its `propose`."
+        )
+    before = (torch.arange(shape[1]) - 1).clamp(min=0)
+    if tokens.device.type == "cpu":
+        if not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab_size:
+            raise ValueError(
+                f"Drafted tokens must lie in [0, {vocab_size}), the target's vocabulary, but {name} proposed tokens "
+                f"from {int(tokens.min())} to {int(tokens.max())}. Correct its `propose`."
+            )
+        if int(parents.min()) < 0 or bool((parents > before).any()):
+            raise ValueError(
+                "In a tree, the root must be its own parent, and other parents must stand before their children, but "
+                f"{name} proposed the parents {parents.tolist()}. Correct its `propose`."
+            )
+    if budget.chain and not torch.equal(parents[0].cpu(), before):
+        raise ValueError(
+            "This target verifies chains only, so with `budget.chain` each node may have one child at most, but "
+            f"{name} proposed the parents {parents[0].tolist()}. Correct its `propose`."
+        )
+
+
 __all__ = [
     "Budget",
     "Drafter",
     "DraftingContext",
     "Observation",
+    "check_proposal",
     "drafter_class_of",
     "register_drafter",
     "require_drafter_class",

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 from transformers.generation.streamers import BaseStreamer
 
 from . import compat, hook
-from .drafting import Observation, drafter_class_of
+from .drafting import Observation, check_proposal, drafter_class_of
 from .outputs import JakiroGenerateOutput
 from .requests import check_request
 from .session import Session
@@ -35,7 +35,7 @@ def decode(session: Session, synced_gpus: bool = False) -> JakiroGenerateOutput 
     model, device = target.model, session.input_ids.device
     with ExitStack() as stack:
         if session.noise is not None:
-            stack.callback(session.noise.finish, rows.all)
+            stack.callback(session.noise.finish, rows)
         # 1. Prefill: the target reads the prompt, the drafter observes it, and each row gets its first token.
         outputs = session.prefill()
         session.recorder.record_prompt(outputs)
@@ -50,12 +50,13 @@ def decode(session: Session, synced_gpus: bool = False) -> JakiroGenerateOutput 
                 continue
             # 2. Rows that have ended leave the batch.
             if session.may_drop_rows and len(rows.unfinished) < len(rows.active):
-                longest = max(rows.num_cached)
                 kept = rows.drop_finished()
                 drafter.select(kept)
-                forward.select(kept, longest)
+                forward.select(kept)
             # 3. Propose: the drafter grows a tree of next tokens below each row's last one.
-            tree = drafter.propose(rows.last_tokens, session.schedule.budget(rows.tokens_left, session.chain_only))
+            budget = session.schedule.budget(rows.tokens_left, session.chain_only)
+            tree = drafter.propose(rows.last_tokens, budget)
+            check_proposal(drafter, tree, len(rows.active), budget, target.config.vocab_size)
             tree = session.schedule.resize(tree)
             # 4. Verify: one forward of the target over all nodes.
             outputs = forward.run(tree)
@@ -76,6 +77,8 @@ def decode(session: Session, synced_gpus: bool = False) -> JakiroGenerateOutput 
             )
             session.schedule.record(tree, emitted)
             session.stream.put(emitted, tree)
+        if session.shows_cache and not synced_gpus:  # other processes would have to give their share of the forward
+            forward.catch_up()
     session.stream.end()
     return session.recorder.pack(session.cache)
 
@@ -152,9 +155,17 @@ def jakiro_generate(
         draft_model ([`JakiroDraftModel`]): the drafter.
         streamer ([`~transformers.generation.streamers.BaseStreamer`], *optional*): gets the prompt, then the tokens.
         num_assistant_tokens (`int`, *optional*): nodes per tree; default: the drafter's `num_draft_tokens`.
+        synced_gpus (`bool`): whether to go on until all processes have finished.
     """
 
-    def decode(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
+    def loop(
+        model: PreTrainedModel,
+        input_ids: torch.Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **model_kwargs: Any,
+    ) -> JakiroGenerateOutput | torch.Tensor:
         check_request(model, draft_model, generation_config)
         if streamer is not None:
             streamer.put(input_ids.cpu())
@@ -171,7 +182,7 @@ def jakiro_generate(
             **model_kwargs,
         )
 
-    return decode
+    return loop
 
 
 def install_generation_hook() -> None:

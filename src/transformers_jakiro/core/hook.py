@@ -76,7 +76,7 @@ def install_hook(is_ours: Callable[[Any], bool], validate: Callable[..., None], 
     adds its loop for its own drafters.
 
     Args:
-        is_ours: tells our assistants.
+        is_ours: says whether an assistant is ours.
         validate: called with (target, assistant, generation_config) before anything is prepared.
         decode: the decoding loop, called with the arguments of `GenerationMixin._assisted_decoding`.
 
@@ -111,11 +111,11 @@ def install_hook(is_ours: Callable[[Any], bool], validate: Callable[..., None], 
         # `generate` fills in a default of 20: remember whether the number was asked for
         explicit = kwargs.get("num_assistant_tokens")
         for config in (generation_config, self.generation_config):
-            if explicit is None and config is not None:  # pipelines of 5.15 prepare theirs themselves, before
+            if explicit is None and config is not None:  # pipelines of 5.15 prepare theirs before; goes with 5.15
                 explicit = getattr(config, _EXPLICIT, config.num_assistant_tokens)
         prepared, model_kwargs = original(self, generation_config, *args, **kwargs)
         setattr(prepared, _EXPLICIT, explicit)
-        if isinstance(model_kwargs.get(CACHE), Cache):  # transformers marks it itself since 5.17
+        if isinstance(model_kwargs.get(CACHE), Cache):  # goes when 5.17 is the oldest version: it marks it itself
             model_kwargs[CACHE]._is_user_defined = True
         return prepared, model_kwargs
 

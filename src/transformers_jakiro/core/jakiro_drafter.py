@@ -56,7 +56,7 @@ class JakiroDrafter(Drafter):
         self.num_draft_tokens = self.shape.num_draft_tokens
         self._draft_token_ids: torch.Tensor | None = assistant.draft_token_ids
         self._head = assistant.draft_head(context.target)
-        self._coupling = context.coupling if self.config.couple_sampling else None
+        self.coupling = context.coupling if self.config.couple_sampling else None
         self._forward = DraftForward(assistant)
         self._pairs: Pairs | None = None  # observed, not yet read
         self._checked = False
@@ -111,8 +111,8 @@ class JakiroDrafter(Drafter):
 
     def _can_wait(self, waiting: Pairs, pairs: Pairs, observation: Observation) -> bool:
         """Whether further pairs can be read together with those that wait, when the next tree is wanted."""
-        behind_prompt = observation.attention_mask is None and len(self._forward.cache.lengths) > 0
-        return behind_prompt and max(waiting.counts) + pairs.features.shape[1] <= MAX_QUERIES
+        after_prompt = observation.attention_mask is None and len(self._forward.cache.lengths) > 0
+        return after_prompt and max(waiting.counts) + pairs.features.shape[1] <= MAX_QUERIES
 
     def _on_device(self, states: torch.Tensor) -> torch.Tensor:
         return states.to(self._forward.device, self._forward.dtype)
@@ -124,6 +124,7 @@ class JakiroDrafter(Drafter):
             self._pairs.select(kept, rows)
         self._forward.select(kept, rows)
         self.shape = self._shape_for(len(kept))
+        self.num_draft_tokens = self.shape.num_draft_tokens
 
     # -- drafting ----------------------------------------------------------------------------------------------------
 
@@ -195,9 +196,9 @@ class JakiroDrafter(Drafter):
 
     def _gumbel(self, num_levels: int) -> torch.Tensor | None:
         """The noise that the target will choose each level's token with, `[R, L, D]`, if it is known."""
-        if self._coupling is None:
+        if self.coupling is None:
             return None
-        gumbel = self._coupling.noise.gumbel(self.rows.active, num_levels)
+        gumbel = self.coupling.noise.gumbel(self.rows.active, num_levels)
         return gumbel if self._draft_token_ids is None else gumbel[..., self._draft_token_ids.to(gumbel.device)]
 
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -238,8 +239,8 @@ class JakiroDrafter(Drafter):
         if gumbel is None:
             best, tokens = logits.topk(shape.top_k, dim=-1)
         else:
-            assert self._coupling is not None
-            best, tokens = self._coupling.best(logits, gumbel.to(logits.device), shape.temperature, shape.top_k)
+            assert self.coupling is not None
+            best, tokens = self.coupling.best(logits, gumbel.to(logits.device), shape.temperature, shape.top_k)
         tokens = tokens.to(self._forward.device)
         if self._draft_token_ids is not None:
             tokens = self._draft_token_ids[tokens]

@@ -50,7 +50,7 @@ class StrictModel(compat.StrictLoading, PreTrainedModel):
                 )
             if not base:
                 raise ValueError(
-                    f"The adapter in {adapter} does not tell its drafter (`base_model_name_or_path` is empty, as it "
+                    f"The adapter in {adapter} does not name its drafter (`base_model_name_or_path` is empty, as it "
                     "was trained on one that had not been saved). Load that drafter, then "
                     "`draft.load_adapter(...)`."
                 )
@@ -138,8 +138,7 @@ class StrictModel(compat.StrictLoading, PreTrainedModel):
             raise ValueError(
                 f"{path} does not hold the weights of a {cls.__name__} with its config: missing {missing or 'none'}, "
                 f"unexpected {unexpected or 'none'}, mismatched {', '.join(wrong) or 'none'}. If it is a published "
-                "Jakiro or EAGLE checkpoint, load it with `JakiroDraftModel.from_original(...)` or run "
-                "`jakiro convert` first."
+                "Jakiro or EAGLE checkpoint, install transformers-jakiro and run `jakiro convert` first."
             )
 
     def check_finite(self):

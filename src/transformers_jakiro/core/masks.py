@@ -18,8 +18,8 @@ from .attention import num_packed_heads
 from .device import send
 from .tree import DraftTree
 
-SUPPORTED_IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention")
-SUPPORTED_LAYER_TYPES = ("full_attention", "sliding_attention")
+_IMPLEMENTATIONS = ("eager", "sdpa", "flex_attention")
+_LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
 def layer_types(config: PreTrainedConfig) -> dict[str, int]:
@@ -40,7 +40,7 @@ def why_no_trees(model: PreTrainedModel) -> str | None:
     """Why a target's attention cannot verify trees, or None if it can."""
     config = model.config.get_text_config(decoder=True)
     implementation = config._attn_implementation
-    if implementation not in SUPPORTED_IMPLEMENTATIONS:
+    if implementation not in _IMPLEMENTATIONS:
         return (
             f"its attention implementation '{implementation}' takes no mask of arbitrary shape "
             "(`target.set_attn_implementation('sdpa')` does)"
@@ -50,7 +50,7 @@ def why_no_trees(model: PreTrainedModel) -> str | None:
         return "its attention biases (ALiBi) follow the order of the tokens in memory"
     if "local" in (getattr(config, "attention_layers", None) or ()):
         return "its local attention (GPT-Neo) follows the order of the tokens in memory"
-    unsupported = [kind for kind in layer_types(config) if kind not in SUPPORTED_LAYER_TYPES]
+    unsupported = [kind for kind in layer_types(config) if kind not in _LAYER_TYPES]
     return f"it has layers of the kinds {unsupported}" if unsupported else None
 
 
@@ -62,7 +62,7 @@ class GrowingMask:
     ```
                     prefix      block
     row         0 1 2 3 4 5     7 4 9     rows of a batch differ in length: token t of each stands in column t, and the
-    4 tokens    1 1 1 1 . .     ...       blocks of all begin behind the longest prefix
+    4 tokens    1 1 1 1 . .     ...       all blocks begin after the longest prefix
     6 tokens    1 1 1 1 1 1     ...
     ```
 
@@ -72,8 +72,8 @@ class GrowingMask:
     Args:
         dtype, device: of the masks.
         num_heads (`int`): G.
-        capacity (`int`, *optional*): columns of a static cache. Masks always have this width, and hide what is behind
-            the block.
+        capacity (`int`, *optional*): columns of a static cache. Masks always have this width, and hide what comes
+            after the block.
         num_rows (`int`): rows to make room for at first.
     """
 
@@ -92,7 +92,7 @@ class GrowingMask:
         self._capacity = capacity
         self._buffer = torch.zeros((1, 1, num_rows, 0), dtype=dtype, device=device)
         self._prefix = 0  # columns that are written as prefix
-        self._end = 0  # columns that ever held a block; those behind are hidden
+        self._end = 0  # columns that ever held a block; later ones are hidden
 
     def clear(self) -> None:
         """Forgets what was written: the batch has other rows now."""
@@ -114,10 +114,23 @@ class GrowingMask:
         shortest, longest = min(lengths), max(lengths)
         if longest > shortest:
             columns = torch.arange(shortest, longest, device=self._device)
-            behind = self.hide(columns >= send(lengths, self._device)[:, None, None, None])
-            parts = (behind.expand(-1, -1, block.shape[2], -1), block.expand(len(lengths), -1, -1, -1))
+            beyond = self.hide(columns >= send(lengths, self._device)[:, None, None, None])
+            parts = (beyond.expand(-1, -1, block.shape[2], -1), block.expand(len(lengths), -1, -1, -1))
             block = torch.cat(parts, dim=-1)
         return self.write(shortest, block, padding)
+
+    def causal(self, lengths: Sequence[int], num_new: int, padding: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        The mask of `num_new` tokens after each row's own P: each sees these and the new ones up to itself. Unlike in
+        [`~GrowingMask.build`], the new tokens of a row begin at its own column P.
+        """
+        shortest, longest = min(lengths), max(lengths)
+        if shortest == longest:
+            block = torch.full((1, 1, num_new, num_new), self.minimum, dtype=self._dtype, device=self._device)
+            return self.write(shortest, block.triu(1), padding)
+        columns = torch.arange(shortest, longest + num_new, device=self._device)
+        seen = send(lengths, self._device)[:, None] + torch.arange(num_new, device=self._device)
+        return self.write(shortest, self.hide(columns > seen[:, None, :, None]), padding)
 
     def hide(self, hidden: torch.Tensor) -> torch.Tensor:
         """An additive mask that hides where `hidden` is True."""

@@ -432,7 +432,7 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
             self.rotary_emb = LlamaRotaryEmbedding(config)  # type: ignore[arg-type]  # reads these fields only
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise ValueError(
-                f"`rope_parameters={config.rope_parameters}` are none that Transformers knows: {error!r}. Those of "
+                f"`rope_parameters={config.rope_parameters}` are not known to Transformers: {error!r}. Those of "
                 "`JakiroDraftConfig.from_target(target.config)` fit any drafter."
             ) from error
         size = config.draft_vocab_size
@@ -450,10 +450,10 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
         sin[..., : sin.shape[-1] // 2].neg_()
         return cos.unsqueeze(1), sin.unsqueeze(1)
 
-    def get_input_embeddings(self):
+    def get_input_embeddings(self) -> Any:
         raise NotImplementedError("A Jakiro drafter has no embeddings to get or set: it uses those of its target.")
 
-    def set_input_embeddings(self, value: nn.Module):
+    def set_input_embeddings(self, value: nn.Module) -> None:
         raise NotImplementedError("A Jakiro drafter has no embeddings to get or set: it uses those of its target.")
 
     def draft_head(self, target: "Target") -> Callable[[torch.Tensor], torch.Tensor]:
@@ -504,7 +504,7 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
             cache ([`~transformers.Cache`], *optional*):
                 Extended in place.
             output_contrastive_hidden_state, output_expert_hidden_states, output_router_logits (`bool`):
-                What else to compute; nothing that isn't asked for is.
+                What else to compute.
 
         Raises:
             ValueError: if the shapes of the two inputs differ, or an output is asked for that `head_mode` lacks.

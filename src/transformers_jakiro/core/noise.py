@@ -33,7 +33,8 @@ from transformers import (
 )
 
 from .device import reads_wait
-from .rows import Row
+from .rows import Row, Rows
+from .tree import DraftTree
 
 # those that leave tokens out, judging by one distribution alone (what subclasses do is not known)
 WARPERS = (
@@ -50,6 +51,8 @@ _NUM_CANDIDATES = 256
 # keep it. Tokens per forward of a chat model of 44M parameters at temperature 0.7, top-k 20, top-p 0.8: 3.6 at 0, 4.1
 # at 1.5, 4.0 at 3, 3.8 at infinity.
 _LEFT_OUT_PENALTY = 1.5
+# Draws of a sequence that can be taken back: those of a step at least.
+_LAST_DRAWS = 256
 # Draws of a batch that are kept; the others are drawn again from the state that was noted.
 _DRAWN_BYTES = 256 * 1024**2
 
@@ -65,6 +68,8 @@ class TargetNoise(ABC):
         vocab_size (`int`): V.
         device (`torch.device`): where the target samples.
     """
+
+    samples_nodes = False  # whether all nodes of a tree can be sampled at once
 
     def __init__(self, batch_size: int, vocab_size: int, device: torch.device):
         self._shape = (batch_size, vocab_size)
@@ -86,9 +91,13 @@ class TargetNoise(ABC):
     def sample(self, rows: Sequence[Row], probabilities: torch.Tensor) -> torch.Tensor:
         """The tokens `[R]` of the next draw of some rows, from probabilities `[R, V]`."""
 
+    def sample_nodes(self, rows: Sequence[Row], probabilities: torch.Tensor, tree: DraftTree) -> torch.Tensor:
+        """The tokens `[R, n]` after each node of the rows' trees, from probabilities `[R, n, V]`."""
+        raise NotImplementedError(f"{type(self).__name__} draws when a token is chosen, one node at a time.")
+
     @abstractmethod
-    def finish(self, rows: Sequence[Row]) -> None:
-        """Leaves the random generator as plain sampling of all `rows` does."""
+    def finish(self, rows: Rows) -> None:
+        """Leaves the random generator as plain sampling of all rows does."""
 
 
 class SequenceNoise(TargetNoise):
@@ -101,6 +110,8 @@ class SequenceNoise(TargetNoise):
         super().__init__(batch_size, vocab_size, device)
         # Gumbel noise drawn in advance, each with the state of the random generator before it.
         self._drawn: deque[tuple[torch.Tensor, torch.Tensor]] = deque()
+        self._num_draws = 0
+        self._states = deque([random_state(device)], maxlen=_LAST_DRAWS)  # after each of the last draws
 
     def gumbel(self, rows: Sequence[Row], num_draws: int) -> torch.Tensor:
         state = random_state(self._device)
@@ -110,14 +121,20 @@ class SequenceNoise(TargetNoise):
             self._generator.set_state(state)
         while len(self._drawn) < num_draws:
             state = self._generator.get_state()
-            self._drawn.append((state, -_exponential(self._shape, self._generator).log()))
+            self._drawn.append((state, -exponential(self._shape, self._generator).log()))
         return torch.stack([self._drawn[index][1] for index in range(num_draws)], dim=1)
 
     def sample(self, rows: Sequence[Row], probabilities: torch.Tensor) -> torch.Tensor:
-        return torch.multinomial(probabilities, num_samples=1).squeeze(1)
+        tokens = torch.multinomial(probabilities, num_samples=1).squeeze(1)
+        self._num_draws += 1
+        self._states.append(random_state(self._device))
+        return tokens
 
-    def finish(self, rows: Sequence[Row]) -> None:
-        """Nothing to do: each draw was made when it was due."""
+    def finish(self, rows: Rows) -> None:
+        """Takes back what was drawn for tokens that plain generation has not come to, if it was interrupted."""
+        surplus = self._num_draws - rows.num_chosen
+        if surplus > 0:
+            set_random_state(self._states[-1 - surplus], self._device)
 
 
 class BatchNoise(TargetNoise):
@@ -132,7 +149,9 @@ class BatchNoise(TargetNoise):
         self._draws: OrderedDict[int, torch.Tensor] = OrderedDict()  # the last ones used, each `[B, V]`
         self._max_draws = max(16, _DRAWN_BYTES // (4 * batch_size * vocab_size))
 
-    def exponential(self, rows: Sequence[Row], num_draws: int) -> torch.Tensor:
+    samples_nodes = True
+
+    def _numbers(self, rows: Sequence[Row], num_draws: int) -> torch.Tensor:
         """The exponential numbers `[R, num_draws, V]` (float32) of the next draws of some rows."""
         numbers = [
             torch.stack([self._draw(row.num_new_tokens + step)[row.index] for step in range(num_draws)])
@@ -141,15 +160,19 @@ class BatchNoise(TargetNoise):
         return torch.stack(numbers)
 
     def gumbel(self, rows: Sequence[Row], num_draws: int) -> torch.Tensor:
-        return -self.exponential(rows, num_draws).log()
+        return -self._numbers(rows, num_draws).log()
 
     def sample(self, rows: Sequence[Row], probabilities: torch.Tensor) -> torch.Tensor:
-        numbers = torch.stack([self._draw(row.num_new_tokens)[row.index] for row in rows])
-        return (probabilities / numbers).argmax(dim=-1)
+        return (probabilities / self._numbers(rows, 1).squeeze(1)).argmax(dim=-1)
 
-    def finish(self, rows: Sequence[Row]) -> None:
-        """Plain sampling draws until the last row has ended."""
-        num_draws = max(row.num_new_tokens for row in rows)
+    def sample_nodes(self, rows: Sequence[Row], probabilities: torch.Tensor, tree: DraftTree) -> torch.Tensor:
+        numbers = self._numbers(rows, tree.max_depth + 1)  # one draw per level
+        depths = tree.depths.to(probabilities.device)[..., None]
+        return (probabilities / numbers.gather(1, depths.expand_as(probabilities))).argmax(dim=-1)
+
+    def finish(self, rows: Rows) -> None:
+        """Plain sampling draws for all rows until the last one has ended. Some rows may have come further here."""
+        num_draws = rows.num_chosen
         if num_draws > 0:
             self._draw(num_draws - 1)
         set_random_state(self._states[num_draws], self._device)
@@ -161,7 +184,7 @@ class BatchNoise(TargetNoise):
             return self._draws[index]
         for number in range(min(index, len(self._states) - 1), index + 1):
             self._generator.set_state(self._states[number])
-            self._draws[number] = _exponential(self._shape, self._generator)
+            self._draws[number] = exponential(self._shape, self._generator)
             if number + 1 == len(self._states):
                 self._states.append(self._generator.get_state())
         while len(self._draws) > self._max_draws:
@@ -235,12 +258,13 @@ def can_couple(device: torch.device) -> bool:
         probabilities = torch.full((batch_size, 1024), 1 / 1024, device=device)
         ours.set_state(theirs.get_state())
         tokens = torch.multinomial(probabilities, num_samples=1, generator=theirs).flatten()
-        if not torch.equal((probabilities / _exponential((batch_size, 1024), ours)).argmax(dim=-1), tokens):
+        if not torch.equal((probabilities / exponential((batch_size, 1024), ours)).argmax(dim=-1), tokens):
             return False
     return True
 
 
-def _exponential(shape: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
+def exponential(shape: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
+    """Exponential numbers `[B, V]` (float32), as `torch.multinomial` draws them."""
     return torch.empty(shape, device=generator.device).exponential_(generator=generator)
 
 
@@ -266,6 +290,7 @@ __all__ = [
     "SequenceNoise",
     "TargetNoise",
     "can_couple",
+    "exponential",
     "random_state",
     "set_random_state",
 ]

@@ -95,7 +95,7 @@ class Recorder:
         for place, row in enumerate(active):
             if not row.path:  # it had ended before
                 continue
-            behind = longest - row.num_cached
+            foreign = longest - row.num_cached
             self.num_drafted_tokens += tree.num_nodes - 1
             row.accept_lengths.append(len(row.path) - 1)
             if row.hidden_states is not None:
@@ -107,7 +107,7 @@ class Recorder:
                 root = longest if is_static(cache) else None
                 row.attentions += tuple(
                     tuple(
-                        _path_attention(weights, place, row.path[: step + 1], root, tree.num_nodes, window, behind)
+                        _path_attention(weights, place, row.path[: step + 1], root, tree.num_nodes, window, foreign)
                         for weights, window in zip(outputs.attentions, attention_windows(cache), strict=True)
                     )
                     for step in range(len(row.path))
@@ -168,7 +168,7 @@ def _path_attention(
     root: int | None,
     num_nodes: int,
     window: int | None,
-    num_behind: int,
+    num_foreign: int,
 ) -> torch.Tensor | None:
     """
     The attention `[1, heads, 1, prefix + len(path)]` of the last node of a path, as if its text had been read alone.
@@ -179,12 +179,12 @@ def _path_attention(
         path (`list[int]`): the node's ancestors and itself.
         root (`int`, *optional*): column of the root; default: the last `num_nodes` columns are the tree's.
         window (`int`, *optional*): of a layer with a sliding window: columns that the node sees at most.
-        num_behind (`int`): columns before the root that are not this row's own.
+        num_foreign (`int`): columns before the root that are not this row's own.
     """
     if weights is None:
         return None
     root = weights.shape[-1] - num_nodes if root is None else root
-    columns = [*range(root - num_behind), *(root + ancestor for ancestor in path)]
+    columns = [*range(root - num_foreign), *(root + ancestor for ancestor in path)]
     columns = columns if window is None else columns[-window:]
     return weights[place : place + 1, :, path[-1] : path[-1] + 1, columns]
 

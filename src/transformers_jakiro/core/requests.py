@@ -2,6 +2,7 @@
 # Licensed under the Apache License, Version 2.0. See the LICENSE file for details.
 """What is refused before anything is prepared or read, and what a target can verify."""
 
+import sys
 import warnings
 from typing import Any
 
@@ -12,6 +13,9 @@ from . import compat
 from .drafting import require_drafter_class
 from .masks import why_no_trees
 from .target_cache import check_cache, is_static
+
+# packages between a user's call of `generate` and this file, which may be loaded as remote code
+_LIBRARIES = ("transformers", "transformers_modules", "torch", "peft", "contextlib", __name__.split(".")[0])
 
 
 def check_request(model: PreTrainedModel, assistant: Any, generation_config: GenerationConfig) -> None:
@@ -80,8 +84,16 @@ def only_chains(model: PreTrainedModel, cache: Cache, generation_config: Generat
             f"With a static cache, {name} must take masks as trees need them, but {reason}. Use the default dynamic "
             "cache."
         )
-    warnings.warn(f"The drafter proposes chains instead of trees for {name}: {reason}.", stacklevel=6)
+    warnings.warn(f"The drafter proposes chains instead of trees for {name}: {reason}.", stacklevel=_level_of_caller())
     return True
+
+
+def _level_of_caller() -> int:
+    """The `stacklevel` at which the function that calls this one finds whoever called `generate`."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals["__name__"].split(".")[0] in _LIBRARIES:
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 __all__ = ["check_prompt", "check_request", "only_chains"]

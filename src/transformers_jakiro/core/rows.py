@@ -7,12 +7,18 @@ batch – the target's cache and masks, the random numbers, the output – reads
 Symbols in shape comments: B rows that `generate` was called with, R rows that are still in the target's batch.
 """
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import GenerationConfig, StoppingCriteriaList
 
 from . import compat
+
+_SPARE_TOKENS = 256  # room for new tokens, doubled when it is used up
 
 
 class Row:
@@ -26,7 +32,7 @@ class Row:
         num_cached (`int`): tokens in the target's cache: all but the last one, once that is chosen.
         path (`list[int]`): nodes of the current tree that were visited so far, the root first.
         stop_length (`int`, *optional*): length at which a criterion or the limit was met first.
-        finished (`bool`): whether nothing more is generated. Without padding a row goes on behind its stop.
+        finished (`bool`): whether nothing more is generated. Without padding a row goes on past its stop.
         accept_lengths (`list[int]`): drafted tokens accepted in each forward after the prompt's.
         scores, logits, attentions, hidden_states (`tuple`, *optional*): one element per generated token, if the
             generation config asks for them; of the latter two without the first token's.
@@ -44,8 +50,7 @@ class Row:
         self._max_length: int = generation_config.max_length if max_length is None else max_length
         self.length = input_ids.shape[1]
         # what processors and criteria see as `input_ids` are views of this buffer
-        self._ids = input_ids.new_empty((1, max(self._max_length, self.length + 1)))
-        self._ids[:, : self.length] = input_ids
+        self._ids = nn.functional.pad(input_ids, (0, _SPARE_TOKENS))
         self.tokens: list[int] = []
         self.num_cached = 0
         self.path: list[int] = []
@@ -73,8 +78,10 @@ class Row:
         """Tokens that may still be generated."""
         return self._max_length - self.length
 
-    def emit(self, token: int) -> bool:
-        """Appends a token. Returns whether it ends the sequence."""
+    def append(self, token: int) -> bool:
+        """Appends a token. Returns whether a criterion or the limit is met."""
+        if self.length == self._ids.shape[1]:
+            self._ids = nn.functional.pad(self._ids, (0, self.length))
         self._ids[:, self.length] = token
         self.tokens.append(token)
         self.length += 1
@@ -112,8 +119,15 @@ class Rows:
             Row(index, ids[None], generation_config, stopping_criteria) for index, ids in enumerate(input_ids.unbind())
         ]
         self.active = list(self.all)
+        self._num_cached_of_prompt = 0
+        self._most_chosen = self._most_cached = sys.maxsize
         # without end tokens `generate` has nothing to pad with: all rows go on until the last one stops
         self.pads_ended = len(self.all) == 1 or compat.pads_ended_rows(stopping_criteria)
+
+    @classmethod
+    def of_texts(cls, input_ids: torch.Tensor, max_length: int = sys.maxsize) -> "Rows":
+        """Rows `[B, T]` outside of `generate`, which end at `max_length` only."""
+        return cls(input_ids, GenerationConfig(max_length=max_length), StoppingCriteriaList())
 
     @property
     def last_tokens(self) -> torch.Tensor:
@@ -155,14 +169,39 @@ class Rows:
 
     def begin(self, num_cached: int) -> None:
         """The prompts are in the target's cache, which holds `num_cached` tokens of each."""
+        self._num_cached_of_prompt = num_cached
         for row in self.all:
             row.num_cached = num_cached
 
     def emit(self, place: int, token: int) -> bool:
         """Appends a token to an active row. Returns whether the row ends with it."""
         row = self.active[place]
-        stops = row.emit(token)
+        with self.no_further_than(row.num_new_tokens + 1, row.num_new_tokens):
+            stops = row.append(token)
         return stops if self.pads_ended else row.tokens_left == 0
+
+    @contextmanager
+    def no_further_than(self, num_new_tokens: int, num_cached: int) -> Iterator[None]:
+        """
+        Notes how far plain generation, where all rows have the same number of tokens, has come if what is done within
+        it raises: how many new tokens it has chosen, and how many of them are in its cache.
+        """
+        try:
+            yield
+        except BaseException:
+            self._most_chosen, self._most_cached = num_new_tokens, self._num_cached_of_prompt + num_cached
+            raise
+
+    @property
+    def num_chosen(self) -> int:
+        """New tokens of each row that plain generation has chosen by now."""
+        longest = max(row.num_new_tokens for row in self.all)
+        return min(longest, self._most_chosen, sys.maxsize if self.end is None else self.end - self.prompt_length)
+
+    @property
+    def num_cached_of_all(self) -> int:
+        """Tokens that are in the target's cache for all active rows and would be in plain generation, too."""
+        return min(*self.num_cached, self._most_cached)
 
     def finish_step(self) -> None:
         """Notes which rows have ended with the last step's tokens."""

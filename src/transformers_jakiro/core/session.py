@@ -44,6 +44,7 @@ class Session:
         stream ([`StreamFeeder`]): hands tokens on.
         noise ([`TargetNoise`], *optional*): the target's random numbers, where it samples and they can be known.
         chain_only (`bool`): whether the target verifies chains only.
+        shows_cache (`bool`): whether the caller gets to see the cache.
         may_drop_rows (`bool`): whether rows that have ended leave the batch. Whoever gets to see the cache needs all
             rows in it, and a static cache keeps its shape.
         input_ids (`[B, T]`), cache, generation_config, model_kwargs: the call's.
@@ -58,6 +59,7 @@ class Session:
     stream: StreamFeeder
     noise: TargetNoise | None
     chain_only: bool
+    shows_cache: bool
     may_drop_rows: bool
     input_ids: torch.Tensor
     cache: Cache
@@ -107,7 +109,7 @@ class Session:
             compile_config = compat.compile_config_of(model, model_kwargs, generation_config)
             drafter.make_static(static_capacity(cache), compile_config)
         adaptive = compat.wants_adaptive_trees(generation_config)
-        seen = generation_config.return_dict_in_generate or is_user_defined(cache, generation_config)
+        shows_cache = bool(generation_config.return_dict_in_generate) or is_user_defined(cache, generation_config)
         return cls(
             target=target,
             rows=rows,
@@ -120,7 +122,8 @@ class Session:
             stream=StreamFeeder(streamer, rows),
             noise=noise,
             chain_only=chain_only,
-            may_drop_rows=not seen and not is_static(cache),
+            shows_cache=shows_cache,
+            may_drop_rows=not shows_cache and not is_static(cache),
             input_ids=input_ids,
             cache=cache,
             generation_config=generation_config,

@@ -62,7 +62,8 @@ class StreamFeeder:
         elif self._streamer is not None:
             complete = self._rows.num_complete
             for index in range(self._num_put, complete):
-                self._streamer.put(self._rows.padded_tokens(index))
+                with self._rows.no_further_than(index + 1, index):
+                    self._streamer.put(self._rows.padded_tokens(index))
             self._num_put = max(self._num_put, complete)
 
     def end(self) -> None:

@@ -60,7 +60,7 @@ class Target:
         drafter: Any = draft_model
         return cls(model, drafter.config.feature_layers, drafter.embed_tokens)
 
-    def check_fits(self, draft_config: JakiroDraftConfig):
+    def check_fits(self, draft_config: JakiroDraftConfig) -> None:
         """Raises `ValueError` if a drafter with this config cannot draft for this target."""
         num_layers = self.config.num_hidden_layers
         if draft_config.feature_layers and max(draft_config.feature_layers) >= num_layers:
@@ -161,7 +161,7 @@ class Target:
             logits = torch.tanh(logits / self._logit_softcap) * self._logit_softcap
         return logits
 
-    def check_head(self, features: torch.Tensor, logits: torch.Tensor):
+    def check_head(self, features: torch.Tensor, logits: torch.Tensor) -> None:
         """
         Raises `NotImplementedError` unless [`~Target.head`] turns the target's features into the target's logits.
 
@@ -187,8 +187,8 @@ class DraftHead:
         self._token_ids = token_ids.to(execution_device(layer))
         self._weight: torch.Tensor | None = None
         self._bias: torch.Tensor | None = None
-        # subclasses of either one compute something else, or hold something else than rows of numbers
-        # nor are rows of an offloaded one at hand
+        # Subclasses of `Linear` or `Parameter` may compute something else, or not hold rows of numbers. An offloaded
+        # weight has no rows to copy.
         if type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and not layer.weight.is_meta:
             self._weight = layer.weight.detach()[self._token_ids]
             self._bias = None if layer.bias is None else layer.bias.detach()[self._token_ids]
@@ -200,7 +200,7 @@ class DraftHead:
         return self._target._scaled(nn.functional.linear(features, self._weight, self._bias))
 
 
-def _logit_scale(config) -> float | None:
+def _logit_scale(config: Any) -> float | None:
     """What the architectures that scale their logits multiply them with."""
     if getattr(config, "logits_scaling", None) is not None:  # Granite divides
         return 1.0 / config.logits_scaling

@@ -30,6 +30,7 @@ _STATIC_LAYERS = (StaticLayer, StaticSlidingWindowLayer)
 # Goes when 5.24 is the oldest version.
 _QUANTIZED_LAYER: type = getattr(cache_utils, "BaseQuantizedLayer", QuantizedLayer)
 # Layers that share another layer's states have none of their own. There is a class for them since 5.21.
+# Goes when 5.21 is the oldest version.
 _DUMMY_LAYERS: tuple[type, ...] = (cache_utils.DummyLayer,) if hasattr(cache_utils, "DummyLayer") else ()
 _TREE_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer, *_DUMMY_LAYERS, *_STATIC_LAYERS)
 
@@ -58,7 +59,7 @@ def check_cache(cache: Any, generation_config: GenerationConfig) -> str | None:
     if not isinstance(cache, Cache) or isinstance(cache, EncoderDecoderCache):
         raise NotImplementedError(f"A drafter needs a decoder's key/value cache, got {type(cache).__name__}. {remedy}")
     if getattr(cache, "offloading", False):
-        raise NotImplementedError(f"Offloaded caches are not supported with a Jakiro drafter yet. {remedy}")
+        raise NotImplementedError(f"Offloaded caches are not supported with a drafter yet. {remedy}")
     if any(isinstance(layer, _QUANTIZED_LAYER) for layer in cache.layers):
         raise NotImplementedError(
             f"Quantized caches cannot drop rejected tokens: quantized states are not kept per token. {remedy}"
@@ -238,7 +239,7 @@ class TargetCache:
     ) -> None:
         """
         Moves each row's path to the end of its own tokens, so that token t of a row stands in column t. Rows shorter
-        than the longest have columns behind their end that mean nothing.
+        than the longest have columns after their end that mean nothing.
         """
         new_lengths = [length + len(path) for length, path in zip(lengths, paths, strict=True)]
         columns = send(lengths, nodes.device)[:, None] + torch.arange(nodes.shape[1], device=nodes.device)
@@ -266,7 +267,10 @@ class TargetCache:
                 _shorten_static(layer, max(lengths) + size - max(new_lengths))
 
     def crop_to(self, length: int) -> None:
-        """Keeps `length` tokens, whatever an interrupted forward has appended to some of the layers."""
+        """
+        Keeps `length` tokens, whatever an interrupted forward has appended to some of the layers. Layers without a
+        state per token stay as that forward left them, as in plain generation.
+        """
         layer: Any
         for layer in self.cache.layers:
             if type(layer) not in (*_TREE_LAYERS, _RaggedSlidingLayer) or isinstance(layer, _DUMMY_LAYERS):
@@ -349,7 +353,8 @@ def _keep_nodes(layer: Any, size: int, nodes: torch.Tensor, is_prefix: bool) -> 
 
 
 def _shorten_static(layer: StaticLayer, num_tokens: int) -> None:
-    """Takes the last tokens of a static layer back. Layers have `crop` since 5.24."""
+    """Takes the last tokens of a static layer back."""
+    # Layers have `crop` since 5.24. Goes when 5.24 is the oldest version.
     if TRANSFORMERS >= (5, 24):
         layer.crop(-num_tokens)
         return

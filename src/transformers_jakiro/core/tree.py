@@ -124,7 +124,7 @@ def select_tree(
     """
     The tree of the best candidates (paper section 3.2; EAGLE-2's reranking).
 
-    A child never scores more than its parent and stands behind it, so a *stable* sort keeps the ancestors of whatever
+    A child never scores more than its parent and stands after it, so a *stable* sort keeps the ancestors of whatever
     it keeps, also where a child's probability is exactly 1 and the scores tie.
 
     Args:

@@ -82,6 +82,7 @@ class TreeForward:
         if self._mask is not None and self._mask.num_heads > 1:
             self._kwargs[PACKED_HEADS] = self._mask.num_heads
         self._size = 0  # nodes of the last forward, until its accepted ones are kept
+        self._longest = self._first_length = prompt_length  # cached tokens of the longest row, now and at first
 
     def __enter__(self) -> Self:
         self._cache.__enter__()
@@ -93,8 +94,10 @@ class TreeForward:
         try:
             if self._size > 0:
                 self.keep()
-            if error is not None:  # plain generation would have come as far as the row that has least
-                self._cache.crop_to(min(self._rows.num_cached))
+            if error is not None:
+                self._cache.crop_to(self._rows.num_cached_of_all)
+            elif self._rows.end is not None and not self._rows.pads_ended:  # rows may have gone on past the end
+                self._cache.crop_to(self._first_length + self._rows.end - self._rows.prompt_length - 1)
         finally:
             self._cache.__exit__(kind, error, traceback)
 
@@ -140,18 +143,25 @@ class TreeForward:
         for row in rows:
             row.num_cached += len(row.path)
         self._size = 0
+        self._longest = max(self._rows.num_cached)
         return nodes
 
-    def select(self, kept: Sequence[int], longest: int) -> None:
-        """
-        Goes on with some rows of the batch.
+    def catch_up(self) -> None:
+        """Reads the last tokens of rows that ended before others. Plain generation has them in its cache."""
+        rows, first = self._rows, self._first_length
+        late = [row for row in rows.active if row.num_new_tokens < rows.num_chosen]
+        late = [row for row in late if row.num_cached - first < row.num_new_tokens]
+        if late:
+            self.run(DraftTree.root_only(rows.last_tokens))
+            for row in late:
+                row.path.append(0)
+            self.keep()
 
-        Args:
-            kept: their places before.
-            longest (`int`): cached tokens of the longest row of all before.
-        """
-        rows = send(kept, self._device)
-        self._cache.select(rows, longest - max(self._rows.num_cached))
+    def select(self, kept: Sequence[int]) -> None:
+        """Goes on with some rows of the batch, the active ones; `kept` are the places that they had before."""
+        rows, longest = send(kept, self._device), max(self._rows.num_cached)
+        self._cache.select(rows, self._longest - longest)
+        self._longest = longest
         if self._mask is not None:
             self._mask.select(rows)
         if self._position_offset is not None and self._position_offset.shape[-2] > 1:

@@ -59,7 +59,7 @@ def check_versions(upgrade: str = "upgrade transformers-jakiro") -> None:
 
 
 def minor_version(text: str | None) -> tuple[int, int]:
-    """`(5, 24)` for `"5.24.0.dev0"`; `(0, 0)` for what is no version."""
+    """`(5, 24)` for `"5.24.0.dev0"`; `(0, 0)` for anything that is not a version."""
     found = re.match(r"(?:\d+!)?(\d+)(?:\.(\d+))?", text or "")
     return (int(found[1]), int(found[2] or 0)) if found else (0, 0)
 

@@ -43,7 +43,7 @@ def infer_config(
     values = _infer_architecture(tensors, original)
     if is_eagle3(tensors, original):
         values |= infer_eagle3(tensors, original, values["hidden_size"], text_config)
-    _check_against_config(tensors, original, values)
+    _check_against_config(original, values)
     values["vocab_size"] = config_int(original, "vocab_size")
     if text_config is not None:
         _check_against_target(values, text_config)
@@ -165,9 +165,7 @@ def _infer_experts(tensors: Mapping[str, torch.Tensor], num_layers: int) -> tupl
     return num_experts, inner_size, gated
 
 
-def _check_against_config(
-    tensors: Mapping[str, torch.Tensor], original: Mapping[str, Any], inferred: Mapping[str, Any]
-) -> None:
+def _check_against_config(original: Mapping[str, Any], inferred: Mapping[str, Any]) -> None:
     """Raises `ValueError` if the checkpoint's config contradicts the architecture inferred from its tensors."""
     same = ("hidden_size", "num_hidden_layers", "num_key_value_heads", "head_dim", "num_experts_per_tok")
     counterparts = {**{name: name for name in same}, "num_local_experts": "num_experts"}

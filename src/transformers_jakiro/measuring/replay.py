@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList, set_seed
+from transformers import LogitsProcessorList, PreTrainedModel, set_seed
 
 from ..core.drafting import Budget, DraftingContext, Observation
 from ..core.jakiro_drafter import JakiroDrafter
@@ -205,8 +205,7 @@ def make_drafter(
     coupling: SamplingCoupling | None = None,
 ) -> JakiroDrafter:
     """A drafter for texts `[B, T]` that grows trees of a given shape."""
-    rows = Rows(input_ids, GenerationConfig(max_length=input_ids.shape[1]), StoppingCriteriaList())
-    return JakiroDrafter(draft, DraftingContext(target, rows, coupling=coupling), shape)
+    return JakiroDrafter(draft, DraftingContext(target, Rows.of_texts(input_ids), coupling=coupling), shape)
 
 
 def observation(tokens: torch.Tensor, features: torch.Tensor) -> Observation:

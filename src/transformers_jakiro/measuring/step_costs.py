@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel, StoppingCriteriaList
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from ..core import compat
 from ..core.drafting import Budget
@@ -107,7 +107,7 @@ def draft_costs(
         shapes: depths and widths, which take turns.
         rounds: how often each is timed.
     """
-    view = Target(target, draft.config.feature_layers)
+    view = Target.of(target, draft)
     text = answer.input_ids.expand(batch_size, -1)
     features = answer.features.expand(batch_size, -1, -1)[:, :-1]
     drafters = {
@@ -145,7 +145,7 @@ def target_costs(
     target(input_ids, logits_to_keep=1, **{compat.CACHE: cache})
     view = Target(target)
     chain_only = why_no_trees(target) is not None
-    rows = Rows(input_ids, GenerationConfig(max_length=prompt_length), StoppingCriteriaList())
+    rows = Rows.of_texts(input_ids)
     rows.begin(prompt_length)
     seconds: dict[int, list[float]] = {size: [] for size in sizes}
     with TreeForward(view, cache, rows, GenerationConfig(), {}, chain_only=chain_only) as forward:

@@ -336,8 +336,8 @@ def run_tune(options: TuneOptions, output: str | None = None, report: str | None
         report (`str`, *optional*): JSON file for all figures.
 
     Raises:
-        ValueError: if a batch size is below 1, `options.draft` is no folder and there is no `output`, or it is a PEFT
-            adapter.
+        ValueError: if a batch size is below 1, `options.draft` is not a folder and there is no `output`, or it is a
+            PEFT adapter.
     """
     check_batch_sizes(options.batch_size)
     folder = _folder_of(options.draft, output)
@@ -374,8 +374,8 @@ def _folder_of(draft: str, output: str | None) -> Path:
     """The drafter's folder, downloaded if need be. Raises a `ValueError` if its new trees cannot be written."""
     if output is None and not Path(draft).is_dir():
         raise ValueError(
-            f"`--draft` {draft} is no folder, so its config cannot be changed in place. Give `--output`, a folder for "
-            "the drafter with its new trees."
+            f"`--draft` {draft} is not a folder, so its config cannot be changed in place. Give `--output`, a folder "
+            "for the drafter with its new trees."
         )
     folder = Path(draft) if Path(draft).is_dir() else Path(snapshot_download(draft))
     if not (folder / "config.json").exists():
