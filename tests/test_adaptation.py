@@ -238,7 +238,7 @@ def test_the_drafter_below_an_adapter_is_checked(base_folder, adapter_folder, tm
         with pytest.raises(ValueError, match=r"missing \['fc.bias'\]"):
             load(adapter)
     point_to(adapter, "")
-    with pytest.raises(ValueError, match=r"does not tell its drafter .*load_adapter"):
+    with pytest.raises(ValueError, match=r"does not name its drafter .*load_adapter"):
         JakiroDraftModel.from_pretrained(adapter)
     both = shutil.copytree(base_folder, tmp_path / "adapter", dirs_exist_ok=True)
     with pytest.raises(ValueError, match=r"holds a whole drafter and an adapter"):

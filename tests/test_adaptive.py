@@ -36,11 +36,12 @@ def test_the_text_is_the_same(sampling, always_drafts):
 @pytest.mark.parametrize("options", [{}, {"num_assistant_tokens_schedule": "constant"}])
 def test_only_where_it_is_asked_for(options):
     target = make_target()
-    with mock.patch.object(AdaptiveSchedule, "resize", side_effect=lambda tree: tree) as resize:
+    made = AdaptiveSchedule.__init__
+    with mock.patch.object(AdaptiveSchedule, "__init__", autospec=True, side_effect=made) as schedule:
         target.generate(make_prompt(6), assistant_model=make_drafter(target), max_new_tokens=5, **options)
-        resize.assert_not_called()
+        schedule.assert_not_called()
         target.generate(make_prompt(6), assistant_model=make_drafter(target), max_new_tokens=5, **ADAPTIVE)
-        resize.assert_called()
+        schedule.assert_called_once()
 
 
 def star(scores: list[float]) -> DraftTree:

@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
-from transformers import DynamicCache, MaxLengthCriteria, StoppingCriteriaList, TextStreamer
+from transformers import DynamicCache, MaxLengthCriteria, StaticCache, StoppingCriteriaList, TextStreamer
 from transformers.generation import PrefixConstrainedLogitsProcessor
 from transformers.generation.streamers import BaseStreamer
 
@@ -18,7 +18,6 @@ from helpers.knowing import knowing_drafter
 from helpers.prompts import LENGTHS, make_batch, make_prompt
 from helpers.targets import CACHE, CASES, SLIDING, make_drafter, make_target
 from transformers_jakiro.core import choosing, noise, requests, session
-from transformers_jakiro.core import noise as coupling
 from transformers_jakiro.core.jakiro_drafter import JakiroDrafter
 from transformers_jakiro.core.noise import BatchNoise
 from transformers_jakiro.core.tree import DraftTree
@@ -91,6 +90,8 @@ def test_a_criterion_without_end_token():
 
     output = compare_batch(target, inputs, max_new_tokens=24, stopping_criteria=[met])
     assert output.sequences.shape[1] < 7 + 24
+    for seed in range(4):
+        compare_batch(target, inputs, seed=seed, do_sample=True, max_new_tokens=24, stopping_criteria=[met])
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,7 @@ def test_choices_at_all_nodes_at_once(kwargs, lengths):
 
 
 def test_draws_are_made_again_where_they_were_not_kept(monkeypatch):
-    monkeypatch.setattr(coupling, "_DRAWN_BYTES", 0)
+    monkeypatch.setattr(noise, "_DRAWN_BYTES", 0)
     target = make_target()
     continuation = target.generate(make_prompt(4), max_new_tokens=60, do_sample=False)[0, 4:].tolist()
     with knowing_drafter([continuation, []]):
@@ -285,6 +286,42 @@ def test_streamers():
     stepwise.put_step = lambda tokens, tree, visited: None
     with pytest.raises(ValueError, match=r"`put_step` takes one sequence, got a batch of 3"):
         target.generate(**kwargs, streamer=stepwise, assistant_model=make_drafter(target))
+
+
+@pytest.mark.compat
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "gpt2"])
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("ends_by", ["end tokens", "a criterion"])
+def test_the_next_turn_with_the_cache(architecture, kind, ends_by):
+    """Rows that have ended before others left what plain generation leaves of them, and no row anything more."""
+    target, inputs = make_target(architecture), make_batch((5, 7, 2))
+    plain = target.generate(**inputs, max_new_tokens=24, do_sample=False)
+    known = plain[:, 7:].tolist()
+    stops = {known[0][3], known[1][9], known[2][13]}
+
+    def met(input_ids, scores):
+        return torch.tensor([int(row[-1]) in stops for row in input_ids])
+
+    ends = {"eos_token_id": sorted(stops)} if ends_by == "end tokens" else {"stopping_criteria": [met]}
+    turns = []
+    for assistant in ({}, {"assistant_model": make_drafter(target)}):
+        cache = (
+            DynamicCache(config=target.config)
+            if kind == "dynamic"
+            else StaticCache(config=target.config, max_cache_len=128)
+        )
+        common = {CACHE: cache, "do_sample": False, "disable_compile": True, "pad_token_id": 0}
+        with knowing_drafter(known):
+            said = target.generate(**inputs, max_new_tokens=24, **common, **ends, **assistant)
+        assert cache.get_seq_length() == said.shape[1] - 1
+        asked = torch.cat((said, torch.cat([make_prompt(4, seed=row) for row in range(3)])), dim=1)
+        mask = torch.cat((inputs["attention_mask"], torch.ones_like(asked[:, 7:])), dim=1)
+        if ends_by == "end tokens":
+            for row, tokens in enumerate(said[:, 7:].tolist()):
+                end = next((place for place, token in enumerate(tokens) if token in stops), len(tokens))
+                mask[row, 7 + end + 1 : said.shape[1]] = 0
+        turns.append(target.generate(asked, attention_mask=mask, max_new_tokens=12, **common))
+    assert turns[1].tolist() == turns[0].tolist()
 
 
 @pytest.mark.parametrize("hooked", [True, False])

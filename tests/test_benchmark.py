@@ -520,11 +520,11 @@ def test_batches_from_end_to_end(tmp_path, pair, capsys):
     refused = ["prompt_lookup", "early_exit", "mtp"]
     options = ["--batch-size", "2", "--control", str(DRAFT), "--assistant-early-exit", "2", "--methods"]
     able = ["plain", "jakiro", "published", "adaptive", "chain", "eagle2"]
-    arguments = [*bench_arguments(folder, file), "--max-new-tokens", "40", *options, *able, *refused]
+    arguments = [*bench_arguments(folder, file), "--max-new-tokens", "60", *options, *able, *refused]
     assert main(arguments) == 0
     out = capsys.readouterr().out
     assert "Left out, as they fill no batch of 2: sums 2, few 0" in out
-    assert "batches of 2 prompts, the first turn of each, 40 new tokens at most" in out
+    assert "batches of 2 prompts, the first turn of each, 60 new tokens at most" in out
     assert "cannot run for this target with batches of 2: " in out
     payload = json.loads((folder / "results.json").read_text())
     schema = json.loads((Path(report.__file__).with_name("results.schema.json")).read_text())
@@ -540,7 +540,7 @@ def test_batches_from_end_to_end(tmp_path, pair, capsys):
         assert (row["ceiling"] is None) == (row["method"] == "plain")
     # the same numbers of tokens as one at a time
     for record, texts in zip(payload["records"], (questions["sums"][:2], questions["more"]), strict=True):
-        bench = Benchmark(target, pair[1], tokenizer, 40)
+        bench = Benchmark(target, pair[1], tokenizer, 60)
         alone = [bench.answer(bench.methods[0], 0, bench.encode(text))[0] for text in texts]
         for result in record["runs"]:
             assert result["new_tokens"] == sum(run.new_tokens for run in alone)

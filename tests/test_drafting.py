@@ -194,6 +194,21 @@ def test_chains_for_the_loop_of_transformers(max_length):
     assert lengths == ([4, 4, 4, 4] if max_length is None else [4, 4, 4, 2])
 
 
+def test_chains_for_texts_of_any_length():
+    target = make_target()
+    generator = JakiroCandidateGenerator(make_drafter(target), target)
+    ids = torch.cat([make_prompt(40, seed=seed) for seed in range(10)], dim=1)
+    for length in range(10, 400, 13):
+        states = torch.zeros(1, 10 if length == 10 else 13, 32)
+        candidates, _ = generator.get_candidates(
+            ids[:, : length + 1],
+            model_outputs=SimpleNamespace(hidden_states=(None, states)),
+            is_first_iteration=False,
+            n_last_matches=12,
+        )
+        assert candidates.shape[1] > length + 1
+
+
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])
 @pytest.mark.parametrize("static_tree", [None, STATIC])
 def test_trees_near_the_length_limit(depth, static_tree):
@@ -265,6 +280,7 @@ def test_tree_temperature_follows_the_sampling(sampling, config_value, expected,
             super().__init__(assistant, context)
             shapes.append(self.shape)
             assert (context.coupling is not None) == sampling["do_sample"]
+            assert (self.coupling is not None) == (coupled and sampling["do_sample"])
 
     with drafting_with(Recording):
         target.generate(make_prompt(4), assistant_model=draft, max_new_tokens=2, **sampling)

@@ -88,7 +88,7 @@ def recipes(script, data, tmp_path):
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
     module, run = script("compare_recipes")
 
-    def compare(output, *options, tokens=300, max_new_tokens=8):
+    def compare(output, *options, tokens=300, max_new_tokens=12):
         run(
             *(tmp_path / "recipes.yaml", "--target", TARGET, "--data", data, "--dtype", "float32"),
             *("--prompts", tmp_path / "prompts.jsonl", "--output", output, "--tokens", tokens),
@@ -130,7 +130,7 @@ def test_compare_recipes(recipes, tmp_path, capsys):
                 return_tensors="pt",
                 return_dict=True,
             ).to("cpu")
-            settings = {"assistant_model": draft, "max_new_tokens": 8, "return_dict_in_generate": True}
+            settings = {"assistant_model": draft, "max_new_tokens": 12, "return_dict_in_generate": True}
             accepted[row["task"]] += target.generate(**inputs, **settings, **sampling).accept_lengths[0]
         expected = {task: 1 + sum(lengths) / len(lengths) for task, lengths in accepted.items()}
         assert generation["tasks"] == pytest.approx(expected)
@@ -148,7 +148,7 @@ def test_compare_recipes(recipes, tmp_path, capsys):
     capsys.readouterr()
     assert compare(output) == results
     assert capsys.readouterr().out.count("finished before") == 2
-    for changed in ({"max_new_tokens": 9}, {"tokens": 500}):
+    for changed in ({"max_new_tokens": 13}, {"tokens": 500}):
         with pytest.raises(ValueError, match=rf"results of `control` with other arguments.*'{next(iter(changed))}'"):
             compare(output, **changed)
     (tmp_path / "recipes.yaml").write_text(yaml.safe_dump({**RECIPES, "common": {**RECIPES["common"], "seed": 1}}))

@@ -516,7 +516,7 @@ def drafted_per_step(target, draft, **kwargs) -> set[int]:
 @pytest.mark.parametrize("number", [1, 3, 20, 37])
 def test_num_assistant_tokens(number):
     target = make_target()
-    draft = make_drafter(target, tree_depth=5, num_draft_tokens=14)
+    draft = make_drafter(target, num_draft_tokens=14)
     assert drafted_per_step(target, draft) == {14}
     assert drafted_per_step(target, draft, num_assistant_tokens=number) == {number}
     config = copy.deepcopy(target.generation_config)
@@ -675,6 +675,9 @@ def test_chain_fallback(opaque_attention, architecture, window):
     target.set_attn_implementation(opaque_attention)
     draft = make_drafter(target)
     ids = make_prompt(12)
+    with pytest.warns(UserWarning, match="proposes chains") as warned:
+        target.generate(ids, assistant_model=draft, max_new_tokens=2, do_sample=False)
+    assert [warning.filename for warning in warned] == [__file__]
     for inputs in ({"input_ids": make_prompt(1)}, {"input_ids": ids}):
         compare(target, draft, inputs, max_new_tokens=16)
         compare(target, draft, inputs, max_new_tokens=16, seed=1, do_sample=True, top_p=0.9)
@@ -752,8 +755,9 @@ def test_attention_that_counts_keys_gets_chains(name):
 
 
 @pytest.mark.compat
+@pytest.mark.parametrize("max_length", [32, None])
 @pytest.mark.parametrize("architecture", ["llama", "mistral"])
-def test_transformers_own_assisted_loop(architecture):
+def test_transformers_own_assisted_loop(architecture, max_length):
     """`get_candidates` speaks the protocol of transformers' candidate generators."""
     target = make_target(architecture, window=9 if architecture in SLIDING else None)
     draft, ids = make_drafter(target), make_prompt(12)
@@ -761,7 +765,7 @@ def test_transformers_own_assisted_loop(architecture):
     truth = plain_tokens(target, ids, **kwargs)
     for known, most_forwards in ((truth, 10), ([], 20)):
         with knowing_drafter(known) as trees:
-            generator = JakiroCandidateGenerator(draft, target, max_length=32)
+            generator = JakiroCandidateGenerator(draft, target, max_length=max_length)
         with (
             mock.patch.object(GenerationMixin, "_get_candidate_generator", return_value=generator),
             mock.patch.object(target, "forward", wraps=target.forward) as forward,

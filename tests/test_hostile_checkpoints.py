@@ -167,7 +167,7 @@ def test_damaged_bytes(kind, name, tmp_path):
         ({"rms_norm_eps": math.nan}, r"`rms_norm_eps` must be a positive number, got nan"),
         (
             {"rope_parameters": {"rope_type": "yarn"}},
-            r"(not the configuration of a Jakiro drafter|none that Transf).*factor",
+            r"(not the configuration of a Jakiro drafter|not known to Transf).*factor",
         ),
         ({"hidden_size": "32"}, r"not the configuration of a Jakiro drafter: .*hidden_size"),
         ({"dtype": 3}, r"`dtype` must be .*, got 3"),

@@ -4,6 +4,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 from contextlib import ExitStack
@@ -61,16 +62,19 @@ def hub():
 
 @pytest.fixture(scope="module")
 def pythons(hub, bare_python, tmp_path_factory):
-    """Function: an interpreter with the package or without it, whose Hub is this one."""
+    """Function: an interpreter with the package or without it, whose Hub is this one. And the folders of downloads."""
+    homes: list[Path] = []
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHONPATH"))}
     with ExitStack() as stack:
 
         @cache
         def python(with_package, disable_xet="1"):
+            home = tmp_path_factory.mktemp("hf")
+            homes.append(home)
             variables = {
                 **kept,
                 "HF_ENDPOINT": hub.endpoint,
-                "HF_HOME": str(tmp_path_factory.mktemp("hf")),
+                "HF_HOME": str(home),
                 "HF_HUB_DISABLE_XET": disable_xet,
                 "HF_HUB_DISABLE_TELEMETRY": "1",
                 "OMP_NUM_THREADS": "1",
@@ -79,17 +83,20 @@ def pythons(hub, bare_python, tmp_path_factory):
             executable = sys.executable if with_package else bare_python
             return stack.enter_context(WarmPython(TRANSFORMERS, executable, variables))
 
-        yield python
+        yield python, homes
 
 
 @pytest.fixture
 def start(pythons, tmp_path):
-    """Function: starts code in a process of its own."""
+    """Function: starts code in a process of its own. Nothing has been downloaded before."""
+    python, homes = pythons
+    for home in homes:
+        shutil.rmtree(home, ignore_errors=True)
 
     def start(code, with_package=True, token="hf_alice", **options):
         environment = {"HF_TOKEN": token} if token else {}
         code = BEGIN + code + "\nprint(json.dumps(found))"
-        return pythons(with_package, **options).start(code, folder=tmp_path, environment=environment)
+        return python(with_package, **options).start(code, folder=tmp_path, environment=environment)
 
     return start
 

@@ -58,7 +58,7 @@ def interrupted(target: Any, cache: Any, seed: int = 0, error: type = StopError,
 
 
 def make_cache(target: Any, kind: str) -> Any:
-    return DynamicCache(config=target.config) if kind == "dynamic" else StaticCache(target.config, max_cache_len=64)
+    return DynamicCache(config=target.config) if kind == "dynamic" else StaticCache(target.config, max_cache_len=96)
 
 
 def check_caches(ours: Any, plain: Any, kind: str = "dynamic") -> None:
@@ -135,6 +135,61 @@ def test_batches(architecture, options):
             torch.testing.assert_close(layer.keys, expected.keys[..., :length, :], atol=1e-4, rtol=1e-4)
             compared += 1
     assert compared > 0
+
+
+class RaisingStreamer:
+    """Raises when it is given the token of a number, the prompt not counted."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+    def put(self, tokens: torch.Tensor) -> None:
+        self.number -= tokens.ndim == 1
+        if self.number == 0:
+            raise StopError
+
+    def end(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("number", [1, 2, 5, 12])
+def test_raised_by_a_streamer(number, kind):
+    target = make_target("llama")
+    draft, prompt = make_drafter(target), make_prompt(PROMPT)
+    known = target.generate(prompt, max_new_tokens=TOKENS, do_sample=False)[0, PROMPT:].tolist()
+    for options in ({}, {"do_sample": True, "top_k": 5}):
+        ours, plain = make_cache(target, kind), make_cache(target, kind)
+        kwargs = {"input_ids": prompt, "disable_compile": True, **options}
+        state = interrupted(target, plain, **kwargs, streamer=RaisingStreamer(number))
+        with knowing_drafter(known, depth=8):
+            our_state = interrupted(target, ours, **kwargs, streamer=RaisingStreamer(number), assistant_model=draft)
+        check_caches(ours, plain, kind)
+        assert torch.equal(our_state, state)
+
+
+class RaisingAtToken(StoppingCriteria):
+    def __init__(self, token: int):
+        self.token = token
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        if (input_ids[:, -1] == self.token).any():
+            raise StopError
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_raised_for_what_one_row_says(seed):
+    """The others may have come further; the random numbers are those that plain sampling has drawn."""
+    target, inputs = make_target("llama"), make_batch((5, 7, 2))
+    torch.manual_seed(seed)
+    said = target.generate(**inputs, max_new_tokens=TOKENS, do_sample=True)[:, PROMPT:].tolist()
+    kwargs = {**inputs, "do_sample": True, "seed": seed, "stopping_criteria": [RaisingAtToken(said[1][6])]}
+    state = interrupted(target, DynamicCache(config=target.config), **kwargs)
+    with knowing_drafter(said, seed=seed):
+        cache = DynamicCache(config=target.config)
+        our_state = interrupted(target, cache, **kwargs, assistant_model=make_drafter(target))
+    assert torch.equal(our_state, state)
 
 
 @pytest.mark.parametrize("lengths", [(7,), (5, 7, 2)])

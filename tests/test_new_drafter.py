@@ -8,11 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import PreTrainedConfig
 
 from helpers.prompts import make_batch, make_prompt
 from helpers.targets import VOCAB, make_target
 from transformers_jakiro import JakiroCandidateGenerator, register_drafter
+from transformers_jakiro.core import requests
 from transformers_jakiro.core.drafting import Drafter
 from transformers_jakiro.core.tree import DraftTree
 
@@ -102,9 +103,88 @@ def test_the_adapter_wants_one_that_reads_hidden_states(ngram):
         JakiroCandidateGenerator(assistant, make_target("llama"))
 
 
+class Wrong(Drafter):
+    """Proposes what a test says, for every row."""
+
+    parents, tokens, max_depth, num_draft_tokens, depth = (0, 0, 0), (5, 6), 1, 2, 2
+    kind, dtype, shift = DraftTree, torch.long, 0
+
+    def __init__(self, assistant, context):
+        self.context = context
+
+    def observe(self, observation):
+        pass
+
+    def select(self, kept):
+        pass
+
+    def propose(self, last_tokens, budget):
+        rows = len(self.context.rows.active)
+        tokens = torch.tensor([[0, *self.tokens]] * rows, dtype=self.dtype)
+        tokens[:, 0] = last_tokens + self.shift
+        return self.kind(tokens, torch.tensor([self.parents] * rows), self.max_depth)
+
+
+@pytest.mark.parametrize(
+    ("cache", "changes", "message"),
+    [
+        (None, {}, r"chains only, .* one child at most, but Wrong proposed the parents \[0, 0, 0\]"),
+        ("dynamic", {"num_draft_tokens": 1}, r"at most 2 nodes .* Wrong proposed tokens \(1, 3\)"),
+        ("static", {"num_draft_tokens": 1}, r"at most 2 nodes .* Wrong proposed tokens \(1, 3\)"),
+        ("dynamic", {"parents": (0, 0)}, r"tokens \(1, 3\) and parents \(1, 2\)"),
+        ("dynamic", {"parents": (0, 2, 0)}, r"before their children, but Wrong proposed the parents \[\[0, 2, 0\]\]"),
+        ("dynamic", {"parents": (1, 0, 0)}, r"the root must be its own parent, .* Wrong proposed"),
+        ("dynamic", {"tokens": (5, VOCAB)}, rf"in \[0, {VOCAB}\), .* Wrong proposed tokens from \d+ to {VOCAB}"),
+        ("dynamic", {"dtype": torch.int32}, r"of dtype torch.long, but Wrong proposed torch.int32 and torch.int64"),
+        ("dynamic", {"shift": -1}, r"The root of a draft tree must be the last token, \d+, .* got the token \d+"),
+        ("dynamic", {"kind": lambda *_: [5]}, r"must propose a `DraftTree`, but Wrong proposed \[5\]"),
+        ("static", {"shift": -1}, r"The root of a draft tree must be the last token"),
+    ],
+)
+def test_what_no_drafter_may_propose(ngram, monkeypatch, cache, changes, message):
+    for name, value in changes.items():
+        monkeypatch.setattr(Wrong, name, value)
+    if cache is None:
+        monkeypatch.setattr(requests, "why_no_trees", lambda model: "its attention is another")
+    previous = register_drafter(ngram.NGramConfig, Wrong)
+    try:
+        options = {"cache_implementation": cache} if cache == "static" else {}
+        with pytest.raises((TypeError, ValueError), match=message):
+            make_target("llama").generate(
+                make_prompt(5),
+                assistant_model=ngram.NGramAssistant(ngram.NGramConfig(vocab_size=VOCAB)),
+                max_new_tokens=8,
+                do_sample=False,
+                disable_compile=True,
+                **options,
+            )
+    finally:
+        register_drafter(ngram.NGramConfig, previous)
+
+
+def test_trees_deeper_than_they_say(ngram, monkeypatch):
+    target = make_target("llama")
+    truth = target.generate(make_prompt(5), max_new_tokens=4, do_sample=False)[0, 6:].tolist()
+    for name, value in {"parents": (0, 0, 1), "tokens": tuple(truth[:2]), "max_depth": 1}.items():
+        monkeypatch.setattr(Wrong, name, value)
+    previous = register_drafter(ngram.NGramConfig, Wrong)
+    try:
+        with pytest.raises(ValueError, match="no node may be deeper than `max_depth`"):
+            target.generate(
+                make_prompt(5),
+                assistant_model=ngram.NGramAssistant(ngram.NGramConfig(vocab_size=VOCAB)),
+                max_new_tokens=8,
+                do_sample=False,
+            )
+    finally:
+        register_drafter(ngram.NGramConfig, previous)
+
+
 def test_what_is_no_drafter():
+    with pytest.raises(TypeError, match="for a subclass of `PreTrainedConfig`, got <class 'int'>"):
+        register_drafter(int, Drafter)
     with pytest.raises(TypeError, match="must be a subclass of `Drafter`, got <class 'int'>"):
-        register_drafter(GenerationConfig, int)
+        register_drafter(PreTrainedConfig, int)
 
 
 def test_an_assistant_of_another_kind_is_left_to_transformers(ngram):

@@ -188,7 +188,7 @@ def texts(shipped_pair):
                 [message], add_generation_prompt=True, return_dict=True, return_tensors="pt"
             )
             torch.manual_seed(0)
-            text = target.generate(**inputs, max_new_tokens=64, do_sample=do_sample, top_k=0)
+            text = target.generate(**inputs, max_new_tokens=80, do_sample=do_sample, top_k=0)
             answers.append((text, inputs["input_ids"].shape[1]))
         return answers
 

@@ -30,7 +30,7 @@ def benchmark():
 
 @pytest.fixture(scope="module")
 def prompts():
-    return [prompt.turns[0] for prompt in read_prompts(PROMPTS, 2)]
+    return [prompt.turns[0] for prompt in read_prompts(PROMPTS, 3)]
 
 
 def test_ranks_of_a_path():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList
+from transformers import PreTrainedModel
 
 from transformers_jakiro.core.drafting import Budget, DraftingContext, Observation
 from transformers_jakiro.core.jakiro_drafter import JakiroDrafter
@@ -35,8 +35,7 @@ class LoneDrafter:
     ):
         view = JakiroDrafter.view(draft, target)
         ids = torch.zeros((num_rows, 0), dtype=torch.long)
-        rows = Rows(ids, GenerationConfig(max_length=1), StoppingCriteriaList())
-        context = DraftingContext(view, rows, temperature=temperature, coupling=coupling)
+        context = DraftingContext(view, Rows.of_texts(ids), temperature=temperature, coupling=coupling)
         self.target, self.drafter = view, JakiroDrafter(draft, context, shape)
 
     def observe(

@@ -5,6 +5,7 @@
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -40,6 +41,10 @@ def knowing_drafter(
     truths = continuations if continuations and not isinstance(continuations[0], int) else [continuations]
 
     class KnowingDrafter(JakiroDrafter):
+        def __setattr__(self, name: str, value: Any) -> None:
+            # beside what the drafter proposes: on each level the true node, two traps, and a child of each
+            super().__setattr__(name, value + 5 * depth if name == "num_draft_tokens" else value)
+
         def propose(self, last_tokens: torch.Tensor, budget: Budget) -> DraftTree:
             drafted = super().propose(last_tokens, budget)
             trees.append(self.with_truth(drafted, last_tokens.tolist(), budget))

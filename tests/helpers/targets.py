@@ -183,7 +183,7 @@ def enlarge(model: PreTrainedModel, std: float = 0.35) -> None:
 
 def make_drafter(target: PreTrainedModel, seed: int = 1, **overrides: Any) -> JakiroDraftModel:
     """A random drafter for a target, with trees small enough for quick tests."""
-    values = {"tree_depth": 4, "tree_top_k": 3, "num_draft_tokens": 12, **overrides}
+    values = {"tree_depth": 5, "tree_top_k": 3, "num_draft_tokens": 14, **overrides}
     config = JakiroDraftConfig.from_target(target.config, **values)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
