@@ -197,7 +197,9 @@ def box(ax: Axes, x: float, y: float, width: float, height: float, face: str, ed
     )
 
 
-def arrow(ax: Axes, start: tuple, end: tuple, color: str, bend: float = 0.0, style: str = "-|>") -> None:
+def arrow(
+    ax: Axes, start: tuple, end: tuple, color: str, bend: float = 0.0, style: str = "-|>", zorder: int = 1
+) -> None:
     ax.add_patch(
         FancyArrowPatch(
             start,
@@ -209,7 +211,7 @@ def arrow(ax: Axes, start: tuple, end: tuple, color: str, bend: float = 0.0, sty
             connectionstyle=f"arc3,rad={bend}",
             shrinkA=2,
             shrinkB=2,
-            zorder=1,
+            zorder=zorder,
         )
     )
 
@@ -595,7 +597,7 @@ def batch(theme: Theme) -> Figure:
         ax.text(-0.4, y + 0.4, f"row {row}", ha="right", va="center", fontsize=9.5, color=theme.text)
     for x, text, color in (
         (5.5, "token t of a row stands in column t; pale columns are hidden by masks", theme.dim),
-        (13.5, "the trees, behind the longest row", theme.orange),
+        (13.5, "the trees, after the longest row", theme.orange),
     ):
         ax.text(x, -0.25, text, ha="center", va="top", fontsize=9, color=color)
     ax.set_xlim(-1.6, longest + nodes + 0.6)
@@ -609,7 +611,7 @@ FOLDERS = {  # name, place, width, what it is for
     "hub": (2.6, 4.0, 4.4, "conversion, reading and\npublishing checkpoints"),
     "apps": (8.4, 4.0, 4.4, "demo, chat, page, server"),
     "measuring": (4.6, 2.0, 4.4, "benchmark, tuning,\nprofiling, reports"),
-    "pair": (9.3, 2.0, 2.6, "the toy pair\nthat ships"),
+    "pair": (9.3, 2.0, 2.6, "the bundled\ntoy pair"),
     "core": (5.5, 0.0, 10.2, "config, model, trees, masks, caches, decoding:\nwhat travels to the Hub with a drafter"),
 }
 
@@ -619,7 +621,7 @@ def layout(theme: Theme) -> Figure:
     fig, ax = plt.subplots(figsize=(9.6, 6.2))
     ax.axis("off")
     ax.set_xlim(0, 11)
-    ax.set_ylim(-0.9, 8.8)
+    ax.set_ylim(-1.4, 8.8)
     box(ax, 5.5, 8.2, 10.2, 0.7, theme.paper, theme.line)
     centered = {"ha": "center", "va": "center", "zorder": 3}
     ax.text(5.5, 8.18, "jakiro_cli: the command line, above all folders", fontsize=10, color=theme.text, **centered)
@@ -636,54 +638,62 @@ def layout(theme: Theme) -> Figure:
         ((4.6, 1.3), (4.6, 0.72)),
     ):
         arrow(ax, start, end, theme.blue)
-    legend = "An arrow: imports from.\nA folder may also import what is\nfurther down along the arrows."
-    ax.text(6.2, 6.0, legend, ha="left", va="center", fontsize=9.5, color=theme.blue)
+    arrow(ax, (5.5, 7.8), (5.5, 7.2), theme.blue)
+    box(ax, 8.4, 6.0, 4.4, 1.34, theme.paper, theme.line)
+    ax.text(8.4, 6.36, "next to the folders", fontsize=12, fontweight="bold", color=theme.text, **centered)
+    files = "public names, the drafter class of users,\nconversations, files: for all folders"
+    ax.text(8.4, 5.78, files, fontsize=9.5, color=theme.dim, **centered)
+    legend = "An arrow: imports from. A folder may also import what is further down along the arrows."
+    ax.text(5.5, -1.1, legend, ha="center", va="center", fontsize=9.5, color=theme.blue)
     fig.subplots_adjust(left=0.01, right=0.99, top=0.99, bottom=0.01)
     return fig
 
 
 STEPS = (  # of the loop: what happens, and the files of core that do it
+    ("1  prefill: read the prompt", "session, target, compat"),
     ("2  rows that have ended leave", "rows"),
-    ("3  propose a tree", "drafting, jakiro_drafter, draft_forward, growing"),
+    ("3  propose a tree", "jakiro_drafter, draft_forward, growing, tree, adaptive"),
     ("4  verify it", "tree_forward, masks, attention"),
     ("5  accept a path", "choosing, verification, noise"),
-    ("6  keep it in the cache", "target_cache"),
+    ("6  keep it in the cache", "tree_forward, target_cache"),
     ("7  observe", "jakiro_drafter"),
 )
 
 
 def way(theme: Theme) -> Figure:
-    """A generation's way through the files of core."""
+    """The path of a `generate` call through the files of core."""
     fig, ax = plt.subplots(figsize=(9.6, 5.4))
     ax.axis("off")
     ax.set_xlim(0, 11)
-    ax.set_ylim(0.4, 7.8)
+    ax.set_ylim(0.3, 7.8)
     left = {"ha": "left", "va": "center", "zorder": 3}
     before = (
         ("generate(assistant_model=draft)", "hook"),
         ("check the call", "requests"),
         ("set everything up", "session, drafting, noise"),
-        ("1  prefill: read the prompt", "session, target, compat"),
     )
     for place, (what, files) in enumerate(before):
-        y = 7.1 - 1.25 * place
+        y = 7.1 - 1.4 * place
         box(ax, 2.3, y, 4.2, 0.9, theme.paper, theme.line)
         ax.text(0.4, y + 0.18, what, fontsize=10, color=theme.text, **left)
         ax.text(0.4, y - 0.2, files, fontsize=9, color=theme.blue, **left)
         if place:
-            arrow(ax, (2.3, y + 0.8), (2.3, y + 0.47), theme.line)
-    box(ax, 7.8, 4.05, 5.6, 6.9, theme.pale_green, theme.green)
-    ax.text(5.3, 7.2, "the loop: decode in generation", fontsize=10, fontweight="bold", color=theme.green, **left)
+            arrow(ax, (2.3, y + 0.95), (2.3, y + 0.47), theme.line)
+    box(ax, 7.85, 4.05, 5.9, 7.1, theme.pale_green, theme.green)
+    ax.text(5.15, 7.35, "decode in generation", fontsize=10, fontweight="bold", color=theme.green, **left)
     for place, (what, files) in enumerate(STEPS):
-        y = 6.45 - 1.04 * place
-        box(ax, 7.8, y, 5.0, 0.78, theme.paper, theme.line)
-        ax.text(5.5, y + 0.16, what, fontsize=10, color=theme.text, **left)
-        ax.text(5.5, y - 0.18, files, fontsize=9, color=theme.blue, **left)
-    arrow(ax, (4.4, 3.35), (5.0, 3.35), theme.line)
+        y = 6.72 - 0.96 * place
+        box(ax, 7.7, y, 5.1, 0.74, theme.paper, theme.line)
+        ax.text(5.35, y + 0.15, what, fontsize=10, color=theme.text, **left)
+        ax.text(5.35, y - 0.18, files, fontsize=9, color=theme.blue, **left)
+    # from the last step back to the second
+    ax.plot((10.27, 10.65, 10.65), (0.96, 0.96, 5.76), color=theme.green, lw=1.3, zorder=3)
+    arrow(ax, (10.68, 5.76), (10.2, 5.76), theme.green, zorder=3)
+    arrow(ax, (4.4, 4.3), (4.88, 4.3), theme.line)
     box(ax, 2.3, 1.1, 4.2, 0.9, theme.paper, theme.line)
     ax.text(0.4, 1.28, "pack what generate returns", fontsize=10, color=theme.text, **left)
     ax.text(0.4, 0.9, "outputs", fontsize=9, color=theme.blue, **left)
-    arrow(ax, (5.0, 1.1), (4.4, 1.1), theme.line)
+    arrow(ax, (4.88, 1.1), (4.42, 1.1), theme.line)
     fig.subplots_adjust(left=0.01, right=0.99, top=0.99, bottom=0.01)
     return fig
 

@@ -87,7 +87,7 @@ class Target:
                 )
 
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Embeddings `E(x)` as the target's decoder receives them, or the drafter's own: `[...]` → `[..., H]`."""
+        """Embeddings `E(x)` of the target's embedding layer, or the drafter's own: `[...]` → `[..., H]`."""
         return self.embeddings(token_ids.to(execution_device(self.embeddings)))
 
     @torch.no_grad()
