@@ -368,8 +368,17 @@ def load_benchmark(
     def load(path: str, auto: Any) -> PreTrainedModel:
         return auto.from_pretrained(path, dtype=target_model.dtype).to(device).eval()
 
-    draft_model = load(draft, AutoModel)
-    control_model = None if control is None else load(control, AutoModel)
+    def load_drafter(path: str, option: str) -> PreTrainedModel:
+        model = load(path, AutoModel)
+        if not isinstance(model.config, JakiroDraftConfig):
+            raise ValueError(
+                f"`{option}` must be a Jakiro drafter, got a {type(model).__name__} in {path}. `jakiro convert` makes "
+                "one from a published checkpoint."
+            )
+        return model
+
+    draft_model = load_drafter(draft, "--draft")
+    control_model = None if control is None else load_drafter(control, "--control")
     assistant_model = None if assistant is None else load(assistant, AutoModelForCausalLM)
     label = f"{target} with {draft}, {dtype}"
     if deepen is not None:
