@@ -17,7 +17,7 @@ from helpers.comparing import assistance, compare_batch
 from helpers.knowing import knowing_drafter
 from helpers.prompts import LENGTHS, make_batch, make_prompt
 from helpers.targets import CACHE, CASES, SLIDING, make_drafter, make_target
-from transformers_jakiro.core import choosing, noise, requests, session
+from transformers_jakiro.core import choosing, drafting, noise, requests, session
 from transformers_jakiro.core.jakiro_drafter import JakiroDrafter
 from transformers_jakiro.core.noise import BatchNoise
 from transformers_jakiro.core.tree import DraftTree
@@ -116,7 +116,7 @@ def test_sampling(kwargs, couple):
 @pytest.fixture
 def reads_wait(monkeypatch):
     """As if on an accelerator."""
-    for module in (choosing, noise):
+    for module in (choosing, drafting, noise):
         monkeypatch.setattr(module, "reads_wait", lambda device: True)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from transformers import CompileConfig, PreTrainedConfig, PreTrainedModel
 
+from .device import reads_wait
 from .noise import SamplingCoupling
 from .rows import Rows
 from .target import Target
@@ -226,7 +227,7 @@ def check_proposal(drafter: Drafter, tree: DraftTree, num_rows: int, budget: Bud
             f"{parents.dtype}. Correct its `propose`."
         )
     before = (torch.arange(shape[1]) - 1).clamp(min=0)
-    if tokens.device.type == "cpu":
+    if not reads_wait(tokens.device):
         if not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab_size:
             raise ValueError(
                 f"Drafted tokens must lie in [0, {vocab_size}), the target's vocabulary, but {name} proposed tokens "
