@@ -19,7 +19,7 @@ from helpers.prompts import LENGTHS, make_batch, make_prompt
 from helpers.targets import CACHE, CASES, SLIDING, make_drafter, make_target
 from transformers_jakiro.core import choosing, drafting, noise, requests, session
 from transformers_jakiro.core.jakiro_drafter import JakiroDrafter
-from transformers_jakiro.core.noise import BatchNoise
+from transformers_jakiro.core.noise import NoiseByRow
 from transformers_jakiro.core.tree import DraftTree
 from transformers_jakiro.core.tree_forward import TreeForward
 
@@ -185,7 +185,7 @@ def test_draws_are_made_again_where_they_were_not_kept(monkeypatch):
         torch.manual_seed(1)
         plain = target.generate(**inputs, **kwargs)
         torch.manual_seed(1)
-        with mock.patch.object(BatchNoise, "sample", autospec=True, side_effect=BatchNoise.sample) as take:
+        with mock.patch.object(NoiseByRow, "sample", autospec=True, side_effect=NoiseByRow.sample) as take:
             ours = target.generate(**inputs, **kwargs, assistant_model=make_drafter(target))
     assert ours.tolist() == plain.tolist()
     assert take.call_count > 60, "the rows were always together"
@@ -219,9 +219,8 @@ def test_processors_that_count_rows():
 
 
 def test_guidance():
-    target = make_target()
-    with pytest.raises(NotImplementedError, match=r"`guidance_scale` runs the target on the whole batch"):
-        target.generate(**make_batch(), guidance_scale=1.5, max_new_tokens=4, assistant_model=make_drafter(target))
+    compare_batch(make_target(), make_batch(), guidance_scale=1.5)
+    compare_batch(make_target(), make_batch((5, 9)), do_sample=True, num_return_sequences=3, guidance_scale=1.5)
 
 
 @pytest.mark.parametrize("window", [None, 6])

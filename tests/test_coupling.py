@@ -23,7 +23,7 @@ from helpers.drafting import KnownNoise, LoneDrafter
 from helpers.prompts import make_prompt
 from helpers.targets import make_drafter, make_target
 from transformers_jakiro import JakiroDraftModel
-from transformers_jakiro.core.noise import SamplingCoupling, SequenceNoise, can_couple, exponential
+from transformers_jakiro.core.noise import NoiseInStep, SamplingCoupling, can_couple, exponential
 from transformers_jakiro.measuring.acceptance import tokens_per_forward
 from transformers_jakiro.measuring.prompts import read_prompts
 from transformers_jakiro.pair import DRAFT, PROMPTS, TARGET
@@ -40,7 +40,7 @@ def sample(scores: torch.Tensor) -> int:
 @pytest.mark.parametrize("vocab_size", [3, 1000, 40_000])
 def test_the_noise_tells_the_draws(vocab_size):
     torch.manual_seed(3)
-    noise = SequenceNoise(1, vocab_size, CPU)
+    noise = NoiseInStep(1, vocab_size, CPU)
     agreed = 0
     for accepted in (4, 1, 3, 2, 4):  # some of what was drawn in advance is used up, then more is
         state = torch.get_rng_state()
@@ -55,7 +55,7 @@ def test_the_noise_tells_the_draws(vocab_size):
 
 
 def test_the_noise_follows_whatever_else_is_drawn():
-    noise = SequenceNoise(1, 50, CPU)
+    noise = NoiseInStep(1, 50, CPU)
     scores = torch.zeros(1, 50)
     for disturb in (lambda: torch.rand(1), lambda: torch.manual_seed(9), lambda: sample(torch.zeros(1, 7))):
         noise.gumbel(ROWS, 3)
@@ -65,7 +65,7 @@ def test_the_noise_follows_whatever_else_is_drawn():
 
 
 def test_what_is_known_is_not_drawn_again():
-    noise = SequenceNoise(1, 50, CPU)
+    noise = NoiseInStep(1, 50, CPU)
     noise.gumbel(ROWS, 5)
     for _ in range(2):
         sample(torch.zeros(1, 50))
@@ -77,7 +77,7 @@ def test_what_is_known_is_not_drawn_again():
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 1.6])
 def test_a_perfect_drafter_is_never_wrong(temperature):
     torch.manual_seed(0)
-    coupling = SamplingCoupling(SequenceNoise(1, 200, CPU), temperature, [TemperatureLogitsWarper(temperature)], CPU)
+    coupling = SamplingCoupling(NoiseInStep(1, 200, CPU), temperature, [TemperatureLogitsWarper(temperature)], CPU)
     for _ in range(50):
         logits = 3 * torch.randn(1, 1, 200)
         row = coupling.noise.gumbel(ROWS, 1)
@@ -100,7 +100,7 @@ def test_tokens_that_the_target_leaves_out_are_drafted_less(name):
     def misses(known: list) -> int:
         """How often the first of the drafter's guesses is not what the target samples, of 100."""
         torch.manual_seed(0)
-        coupling = SamplingCoupling(SequenceNoise(1, 400, CPU), 1.0, known, CPU)
+        coupling = SamplingCoupling(NoiseInStep(1, 400, CPU), 1.0, known, CPU)
         count = 0
         for _ in range(100):
             logits = 2 * torch.randn(1, 1, 400)
@@ -129,7 +129,7 @@ def test_warpers_of_ones_own_are_left_alone():
 
 
 def test_more_children_than_top_k_leaves():
-    coupling = SamplingCoupling(SequenceNoise(1, 50, CPU), 1.0, [TopKLogitsWarper(2)], CPU)
+    coupling = SamplingCoupling(NoiseInStep(1, 50, CPU), 1.0, [TopKLogitsWarper(2)], CPU)
     logits = torch.randn(1, 3, 50)
     _, best = coupling.best(logits, torch.zeros(1, 1, 50), tree_temperature=1.0, top_k=5)
     assert torch.equal(best, logits.topk(5, dim=-1).indices)

@@ -15,7 +15,7 @@ from helpers.prompts import make_prompt
 from helpers.targets import ARCHITECTURES, SLIDING, make_drafter, make_target
 from transformers_jakiro.core import choosing
 from transformers_jakiro.core.noise import can_couple
-from transformers_jakiro.core.verification import walk_trees
+from transformers_jakiro.core.verification import walk_in_step
 
 # each with its own seeds, more than 200 in all
 SETTINGS = {
@@ -201,17 +201,17 @@ def test_distribution_test_detects_a_biased_rule(tiny, monkeypatch):
     target, draft, prompt, temperature, probabilities = tiny
     monkeypatch.setattr(draft.config, "couple_sampling", False)  # coupled, the first draw hardly ever leaves it
 
-    def biased(rows, tokens, parents, choose, emit, visited):
-        def choose_twice(rows, nodes):
+    def biased(tokens, parents, choose, emit, visited):
+        def choose_twice(nodes):
             drafted = {
                 token for token, parent in list(zip(tokens[0], parents[0], strict=True))[1:] if parent == nodes[0]
             }
-            chosen = choose(rows, nodes)
-            return choose(rows, nodes) if drafted and chosen[0] not in drafted else chosen
+            chosen = choose(nodes)
+            return choose(nodes) if drafted and chosen[0] not in drafted else chosen
 
-        return walk_trees(rows, tokens, parents, choose_twice, emit, visited)
+        return walk_in_step(tokens, parents, choose_twice, emit, visited)
 
-    with mock.patch.object(choosing, "walk_trees", biased):
+    with mock.patch.object(choosing, "walk_in_step", biased):
         counts, _ = sample_counts(target, draft, prompt, temperature, samples=400)
     assert set(counts) <= set(itertools.product(range(VOCABULARY), repeat=LENGTH))
     assert chi_square_p_value(counts, probabilities) < 1e-6

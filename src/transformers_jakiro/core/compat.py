@@ -14,18 +14,15 @@ from typing import Any, cast
 
 import torch
 import transformers
-from transformers import (
-    Cache,
-    CompileConfig,
-    EncoderNoRepeatNGramLogitsProcessor,
-    EncoderRepetitionPenaltyLogitsProcessor,
-    GenerationConfig,
-    LogitsProcessorList,
-    PrefixConstrainedLogitsProcessor,
-    PreTrainedModel,
-    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+from transformers import Cache, CompileConfig, GenerationConfig, PreTrainedModel
+from transformers.generation import logits_process
+from transformers.generation.stopping_criteria import (
+    EosTokenCriteria,
+    MaxLengthCriteria,
+    MaxTimeCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
 )
-from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
 from transformers.integrations.peft import maybe_load_adapters
 
 from .versions import minor_version
@@ -156,42 +153,43 @@ def pads_ended_rows(criteria: StoppingCriteriaList) -> bool:
     return any(hasattr(criterion, "eos_token_id") for criterion in criteria)
 
 
-def row_processors(processors: LogitsProcessorList, row: int, batch_size: int) -> LogitsProcessorList:
+# Of the library's processors and criteria those that judge each row of a batch by its own tokens and logits, and keep
+# nothing from one call to the next. What subclasses do is not known.
+_JUDGES_OF_ROWS = (
+    logits_process.EpsilonLogitsWarper,
+    logits_process.EtaLogitsWarper,
+    logits_process.ExponentialDecayLengthPenalty,
+    logits_process.ForcedBOSTokenLogitsProcessor,
+    logits_process.ForcedEOSTokenLogitsProcessor,
+    logits_process.InfNanRemoveLogitsProcessor,
+    logits_process.LogitNormalization,
+    logits_process.MinLengthLogitsProcessor,
+    logits_process.MinNewTokensLengthLogitsProcessor,
+    logits_process.MinPLogitsWarper,
+    logits_process.NoBadWordsLogitsProcessor,
+    logits_process.NoRepeatNGramLogitsProcessor,
+    logits_process.RepetitionPenaltyLogitsProcessor,
+    logits_process.SequenceBiasLogitsProcessor,
+    logits_process.SuppressTokensAtBeginLogitsProcessor,
+    logits_process.SuppressTokensLogitsProcessor,
+    logits_process.TemperatureLogitsWarper,
+    logits_process.TopHLogitsWarper,
+    logits_process.TopKLogitsWarper,
+    logits_process.TopPLogitsWarper,
+    logits_process.TypicalLogitsWarper,
+    logits_process.WatermarkLogitsProcessor,
+    MaxTimeCriteria,
+    StopStringCriteria,
+)
+
+
+def judges_rows_alone(judge: Any) -> bool:
     """
-    The processors for one row of a batch, called with that row alone.
-
-    Raises:
-        NotImplementedError: for classifier-free guidance, which runs the target on the whole batch.
+    Whether a logits processor or stopping criterion is known to say of a row in a batch what it says of the row alone,
+    however the rows' calls follow one another.
     """
-    if batch_size == 1:
-        return processors
-    ours = LogitsProcessorList()
-    processor: Any
-    for processor in processors:
-        if isinstance(processor, UnbatchedClassifierFreeGuidanceLogitsProcessor):
-            raise NotImplementedError(
-                "`guidance_scale` runs the target on the whole batch, but with a drafter its rows differ in length. "
-                "Pass one prompt at a time, or leave out `assistant_model`."
-            )
-        if isinstance(processor, PrefixConstrainedLogitsProcessor):
-            processor = copy.copy(processor)
-            processor._prefix_allowed_tokens_fn = _for_row(processor._prefix_allowed_tokens_fn, row)
-        elif isinstance(processor, EncoderRepetitionPenaltyLogitsProcessor):
-            processor = copy.copy(processor)
-            processor.encoder_input_ids = processor.encoder_input_ids[row : row + 1]
-        elif isinstance(processor, EncoderNoRepeatNGramLogitsProcessor):
-            processor = copy.copy(processor)
-            processor.batch_size, processor.generated_ngrams = 1, processor.generated_ngrams[row : row + 1]
-        elif isinstance(getattr(processor, "prompt_ignore_length", None), torch.Tensor):  # repetition penalty
-            processor = copy.copy(processor)
-            processor.prompt_ignore_length = processor.prompt_ignore_length[row : row + 1]
-        ours.append(processor)
-    return ours
-
-
-def _for_row(allowed: Callable[[int, torch.Tensor], list[int]], row: int) -> Callable[[int, torch.Tensor], list[int]]:
-    """A `prefix_allowed_tokens_fn` that is always asked for one row of the batch."""
-    return lambda _, ids: allowed(row, ids)
+    by_prompt = isinstance(getattr(judge, "prompt_ignore_length", None), torch.Tensor)  # of a repetition penalty
+    return type(judge) in _JUDGES_OF_ROWS and not by_prompt
 
 
 def is_stateful(model: PreTrainedModel) -> bool:

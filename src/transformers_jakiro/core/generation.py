@@ -17,7 +17,7 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 from transformers.generation.streamers import BaseStreamer
 
 from . import compat, hook
-from .drafting import Observation, check_proposal, drafter_class_of
+from .drafting import Observation, drafter_class_of
 from .outputs import JakiroGenerateOutput
 from .requests import check_request
 from .session import Session
@@ -54,15 +54,13 @@ def decode(session: Session, synced_gpus: bool = False) -> JakiroGenerateOutput 
                 drafter.select(kept)
                 forward.select(kept)
             # 3. Propose: the drafter grows a tree of next tokens below each row's last one.
-            budget = session.schedule.budget(rows.tokens_left, session.chain_only)
-            tree = drafter.propose(rows.last_tokens, budget)
-            check_proposal(drafter, tree, len(rows.active), budget, target.config.vocab_size)
-            tree = session.schedule.resize(tree)
+            tree = session.propose()
             # 4. Verify: one forward of the target over all nodes.
             outputs = forward.run(tree)
             # 5. Accept: walk down each tree with the target's own choices, as far as it holds them.
             emitted = session.chooser.walk(tree, outputs.logits)
-            session.recorder.record_step(tree, outputs)
+            session.recorder.record_step(tree, outputs, emitted)
+            session.stream.put(emitted, tree)
             # 6. Keep: only the accepted paths stay in the target's cache.
             nodes = forward.keep()
             # 7. Observe: the drafter takes in what the target has made of them.
@@ -76,7 +74,6 @@ def decode(session: Session, synced_gpus: bool = False) -> JakiroGenerateOutput 
                 )
             )
             session.schedule.record(tree, emitted)
-            session.stream.put(emitted, tree)
         if session.shows_cache and not synced_gpus:  # other processes would have to give their share of the forward
             forward.catch_up()
     session.stream.end()

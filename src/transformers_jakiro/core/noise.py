@@ -51,17 +51,17 @@ _NUM_CANDIDATES = 256
 # keep it. Tokens per forward of a chat model of 44M parameters at temperature 0.7, top-k 20, top-p 0.8: 3.6 at 0, 4.1
 # at 1.5, 4.0 at 3, 3.8 at infinity.
 _LEFT_OUT_PENALTY = 1.5
-# Draws of a sequence that can be taken back: those of a step at least.
+# Draws of rows in step that can be taken back: those of a step at least.
 _LAST_DRAWS = 256
-# Draws of a batch that are kept; the others are drawn again from the state that was noted.
+# Draws of rows that are not, which are kept; the others are drawn again from the state that was noted.
 _DRAWN_BYTES = 256 * 1024**2
 
 
 class TargetNoise(ABC):
     """
     The random numbers of the target's next draws: the one source for what the target samples and for what the drafter
-    expects it to sample. Rows of a batch get ahead of one another, so each has its own next draw, counted by its
-    tokens ([`~transformers_jakiro.core.rows.Row`]).
+    expects it to sample. All draws are the global generator's, as in plain generation, so what others draw meanwhile
+    (other threads, processors) is drawn once and by them alone.
 
     Args:
         batch_size (`int`): rows that `generate` was called with.
@@ -74,18 +74,24 @@ class TargetNoise(ABC):
     def __init__(self, batch_size: int, vocab_size: int, device: torch.device):
         self._shape = (batch_size, vocab_size)
         self._device = device
-        self._generator = torch.Generator(device)
+        self._generator = torch.Generator(device)  # to look ahead, and back
 
     @staticmethod
-    def of(batch_size: int, vocab_size: int, device: torch.device) -> "TargetNoise":
-        """The kind for a batch on a device."""
-        # On the host, a single sequence is sampled by `torch.multinomial` itself.
-        kind = SequenceNoise if batch_size == 1 and not reads_wait(device) else BatchNoise
-        return kind(batch_size, vocab_size, device)
+    def of(rows: Rows, vocab_size: int, draws_between: bool) -> "TargetNoise":
+        """
+        The kind for a generation.
+
+        Args:
+            rows ([`Rows`]): the generation's.
+            vocab_size (`int`): V.
+            draws_between (`bool`): whether something may draw between the target's draws, a processor for example.
+        """
+        in_step = rows.in_step and (draws_between or not reads_wait(rows.device))
+        return (NoiseInStep if in_step else NoiseByRow)(len(rows.all), vocab_size, rows.device)
 
     @abstractmethod
     def gumbel(self, rows: Sequence[Row], num_draws: int) -> torch.Tensor:
-        """Gumbel noise `[R, num_draws, V]` (float32) of the next draws of some rows. Leaves the random state alone."""
+        """Gumbel noise `[R, num_draws, V]` (float32) of the next draws of some rows."""
 
     @abstractmethod
     def sample(self, rows: Sequence[Row], probabilities: torch.Tensor) -> torch.Tensor:
@@ -97,13 +103,15 @@ class TargetNoise(ABC):
 
     @abstractmethod
     def finish(self, rows: Rows) -> None:
-        """Leaves the random generator as plain sampling of all rows does."""
+        """
+        Takes back what was drawn for tokens that plain generation has not come to, unless others have drawn since.
+        """
 
 
-class SequenceNoise(TargetNoise):
+class NoiseInStep(TargetNoise):
     """
-    For one sequence on the host. `torch.multinomial` draws from the global generator when a token is chosen, so
-    processors may draw from it, too; what is to come is read off a copy of the generator.
+    For rows in step, one row for example. `torch.multinomial` draws for all rows when their tokens are chosen, so
+    processors may draw between; what is to come is read off a copy of the generator.
     """
 
     def __init__(self, batch_size: int, vocab_size: int, device: torch.device):
@@ -131,25 +139,26 @@ class SequenceNoise(TargetNoise):
         return tokens
 
     def finish(self, rows: Rows) -> None:
-        """Takes back what was drawn for tokens that plain generation has not come to, if it was interrupted."""
         surplus = self._num_draws - rows.num_chosen
-        if surplus > 0:
+        if surplus > 0 and torch.equal(random_state(self._device), self._states[-1]):
             set_random_state(self._states[-1 - surplus], self._device)
 
 
-class BatchNoise(TargetNoise):
+class NoiseByRow(TargetNoise):
     """
-    For a batch, and where reading a tensor means waiting for the device. It makes the draws of plain sampling itself,
-    for all rows at once like `torch.multinomial`, and each row takes its own part of the draw that it has come to.
+    For rows that get ahead of one another, and where reading a tensor means waiting for the device. Each draw is one
+    for all rows, like that of `torch.multinomial`, and each row takes its own part of the draw that it has come to,
+    counted by its tokens.
     """
+
+    samples_nodes = True
 
     def __init__(self, batch_size: int, vocab_size: int, device: torch.device):
         super().__init__(batch_size, vocab_size, device)
-        self._states = [random_state(device)]  # before each draw
+        self._states: list[torch.Tensor] = []  # before each draw
+        self._last_state = random_state(device)  # after the last one
         self._draws: OrderedDict[int, torch.Tensor] = OrderedDict()  # the last ones used, each `[B, V]`
         self._max_draws = max(16, _DRAWN_BYTES // (4 * batch_size * vocab_size))
-
-    samples_nodes = True
 
     def _numbers(self, rows: Sequence[Row], num_draws: int) -> torch.Tensor:
         """The exponential numbers `[R, num_draws, V]` (float32) of the next draws of some rows."""
@@ -163,6 +172,8 @@ class BatchNoise(TargetNoise):
         return -self._numbers(rows, num_draws).log()
 
     def sample(self, rows: Sequence[Row], probabilities: torch.Tensor) -> torch.Tensor:
+        if not reads_wait(self._device) and probabilities[:, 0].isnan().any():  # then all of a row's are
+            return torch.multinomial(probabilities, num_samples=1)  # which raises
         return (probabilities / self._numbers(rows, 1).squeeze(1)).argmax(dim=-1)
 
     def sample_nodes(self, rows: Sequence[Row], probabilities: torch.Tensor, tree: DraftTree) -> torch.Tensor:
@@ -171,22 +182,21 @@ class BatchNoise(TargetNoise):
         return (probabilities / numbers.gather(1, depths.expand_as(probabilities))).argmax(dim=-1)
 
     def finish(self, rows: Rows) -> None:
-        """Plain sampling draws for all rows until the last one has ended. Some rows may have come further here."""
+        # plain sampling draws for all rows until the last one has ended
         num_draws = rows.num_chosen
-        if num_draws > 0:
-            self._draw(num_draws - 1)
-        set_random_state(self._states[num_draws], self._device)
+        if num_draws < len(self._states) and torch.equal(random_state(self._device), self._last_state):
+            set_random_state(self._states[num_draws], self._device)
 
     def _draw(self, index: int) -> torch.Tensor:
         """All numbers of a draw, `[B, V]`."""
-        if index in self._draws:
-            self._draws.move_to_end(index)
-            return self._draws[index]
-        for number in range(min(index, len(self._states) - 1), index + 1):
-            self._generator.set_state(self._states[number])
-            self._draws[number] = exponential(self._shape, self._generator)
-            if number + 1 == len(self._states):
-                self._states.append(self._generator.get_state())
+        while index >= len(self._states):
+            self._states.append(random_state(self._device))
+            self._draws[len(self._states) - 1] = exponential(self._shape, None, self._device)
+            self._last_state = random_state(self._device)
+        if index not in self._draws:
+            self._generator.set_state(self._states[index])
+            self._draws[index] = exponential(self._shape, self._generator)
+        self._draws.move_to_end(index)
         while len(self._draws) > self._max_draws:
             self._draws.popitem(last=False)
         return self._draws[index]
@@ -263,9 +273,12 @@ def can_couple(device: torch.device) -> bool:
     return True
 
 
-def exponential(shape: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
-    """Exponential numbers `[B, V]` (float32), as `torch.multinomial` draws them."""
-    return torch.empty(shape, device=generator.device).exponential_(generator=generator)
+def exponential(
+    shape: tuple[int, int], generator: torch.Generator | None, device: torch.device | None = None
+) -> torch.Tensor:
+    """Exponential numbers `[B, V]` (float32), as `torch.multinomial` draws them. None: from the global generator."""
+    device = device if generator is None else generator.device
+    return torch.empty(shape, device=device).exponential_(generator=generator)
 
 
 def random_state(device: torch.device) -> torch.Tensor:
@@ -285,9 +298,9 @@ def set_random_state(state: torch.Tensor, device: torch.device) -> None:
 
 __all__ = [
     "WARPERS",
-    "BatchNoise",
+    "NoiseByRow",
+    "NoiseInStep",
     "SamplingCoupling",
-    "SequenceNoise",
     "TargetNoise",
     "can_couple",
     "exponential",

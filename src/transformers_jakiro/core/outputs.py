@@ -87,8 +87,11 @@ class Recorder:
             if getattr(self._rows.all[0], name) is not None:
                 self._prompt[name] = getattr(outputs, name)
 
-    def record_step(self, tree: DraftTree, outputs: Any) -> None:
-        """Notes what was asked for of each row's path through the tree, before it is moved in the cache."""
+    def record_step(self, tree: DraftTree, outputs: Any, emitted: Sequence[Sequence[int]]) -> None:
+        """
+        Notes what was asked for of each row's path through the tree, before it is moved in the cache. `emitted`: the
+        tokens that each active row has got.
+        """
         active = self._rows.active
         longest = max(row.num_cached for row in active)
         cache: Any = compat.cache_of(outputs)
@@ -96,8 +99,9 @@ class Recorder:
             if not row.path:  # it had ended before
                 continue
             foreign = longest - row.num_cached
-            self.num_drafted_tokens += tree.num_nodes - 1
-            row.accept_lengths.append(len(row.path) - 1)
+            if emitted[place]:
+                self.num_drafted_tokens += tree.num_nodes - 1
+                row.accept_lengths.append(len(row.path) - 1)
             if row.hidden_states is not None:
                 row.hidden_states += tuple(
                     tuple(states[place : place + 1, node : node + 1].clone() for states in outputs.hidden_states)
@@ -133,8 +137,8 @@ class Recorder:
         )
         return JakiroGenerateOutput(
             sequences=sequences,
-            scores=_join([row.scores for row in rows], num_tokens),
-            logits=_join([row.logits for row in rows], num_tokens),
+            scores=self._scores("scores", num_tokens),
+            logits=self._scores("logits", num_tokens),
             attentions=attentions,
             hidden_states=hidden_states,
             accept_lengths=statistics.accept_lengths,
@@ -142,6 +146,13 @@ class Recorder:
             num_accepted_tokens=sum(map(sum, statistics.accept_lengths)),
             **{compat.CACHE: cache},
         )
+
+    def _scores(self, name: str, num_tokens: int) -> tuple | None:
+        """The scores or logits of each token."""
+        rows = self._rows
+        if rows.in_step:
+            return getattr(rows, name)
+        return _join([getattr(row, name) for row in rows.all], num_tokens)
 
 
 def _join(records: Sequence[Any], num_tokens: int) -> tuple | None:

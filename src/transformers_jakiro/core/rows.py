@@ -4,17 +4,22 @@
 The rows of a generation: how long each is, when it ends, and what is recorded of it. Everything else that works on a
 batch – the target's cache and masks, the random numbers, the output – reads it here.
 
-Symbols in shape comments: B rows that `generate` was called with, R rows that are still in the target's batch.
+Rows of a batch accept different numbers of tokens, so they get ahead of one another. They stay **in step**, all with
+the same number of tokens, where something wants to see the whole batch at each position, as plain generation shows it:
+a processor or criterion that is not known to look at each row by itself, or a target whose rows must be of one length.
+
+Symbols in shape comments: B rows that `generate` was called with, R rows that are still in the target's batch, V
+vocabulary.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessor, StoppingCriteriaList
 
 from . import compat
 
@@ -34,39 +39,33 @@ class Row:
         stop_length (`int`, *optional*): length at which a criterion or the limit was met first.
         finished (`bool`): whether nothing more is generated. Without padding a row goes on past its stop.
         accept_lengths (`list[int]`): drafted tokens accepted in each forward after the prompt's.
-        scores, logits, attentions, hidden_states (`tuple`, *optional*): one element per generated token, if the
-            generation config asks for them; of the latter two without the first token's.
+        scores, logits (`list`, *optional*): one element `[1, V]` per generated token, if the generation config asks
+            for them and the rows are not in step.
+        attentions, hidden_states (`tuple`, *optional*): one element per generated token but the first, if the
+            generation config asks for them.
     """
 
-    def __init__(
-        self,
-        index: int,
-        input_ids: torch.Tensor,  # [1, T]
-        generation_config: GenerationConfig,
-        stopping_criteria: StoppingCriteriaList,
-    ):
+    def __init__(self, rows: "Rows", index: int, length: int):
+        self._rows = rows
         self.index = index
-        max_length, self._end_tokens, self._criteria = compat.host_criteria(stopping_criteria)
-        self._max_length: int = generation_config.max_length if max_length is None else max_length
-        self.length = input_ids.shape[1]
-        # what processors and criteria see as `input_ids` are views of this buffer
-        self._ids = nn.functional.pad(input_ids, (0, _SPARE_TOKENS))
+        self.length = length
         self.tokens: list[int] = []
         self.num_cached = 0
         self.path: list[int] = []
         self.stop_length: int | None = None
         self.finished = False
         self.accept_lengths: list[int] = []
-        wants = generation_config.return_dict_in_generate
-        self.scores: Any = () if wants and generation_config.output_scores else None
-        self.logits: Any = () if wants and generation_config.output_logits else None
-        self.attentions: Any = () if wants and generation_config.output_attentions else None
-        self.hidden_states: Any = () if wants and generation_config.output_hidden_states else None
+        config = rows.config
+        wants = config.return_dict_in_generate
+        self.scores: Any = [] if wants and config.output_scores else None
+        self.logits: Any = [] if wants and config.output_logits else None
+        self.attentions: Any = () if wants and config.output_attentions else None
+        self.hidden_states: Any = () if wants and config.output_hidden_states else None
 
     @property
     def ids(self) -> torch.Tensor:
         """`[1, length]`"""
-        return self._ids[:, : self.length]
+        return self._rows.buffer[self.index : self.index + 1, : self.length]
 
     @property
     def num_new_tokens(self) -> int:
@@ -76,21 +75,7 @@ class Row:
     @property
     def tokens_left(self) -> int:
         """Tokens that may still be generated."""
-        return self._max_length - self.length
-
-    def append(self, token: int) -> bool:
-        """Appends a token. Returns whether a criterion or the limit is met."""
-        if self.length == self._ids.shape[1]:
-            self._ids = nn.functional.pad(self._ids, (0, self.length))
-        self._ids[:, self.length] = token
-        self.tokens.append(token)
-        self.length += 1
-        stops = self.length >= self._max_length or token in self._end_tokens
-        if self._criteria:
-            stops |= bool(self._criteria(self.ids, self.scores).all())
-        if stops and self.stop_length is None:
-            self.stop_length = self.length
-        return stops
+        return self._rows.max_length - self.length
 
 
 class Rows:
@@ -99,11 +84,17 @@ class Rows:
 
     Args:
         input_ids (`[B, T]`): the prompts.
-        generation_config, stopping_criteria: the generation's.
+        generation_config, stopping_criteria, logits_processor: the generation's.
 
     Attributes:
         all (`list[Row]`): the B rows.
         active (`list[Row]`): the R rows in the target's batch, in the order of its tensors.
+        judged_alone (`bool`): whether all processors and criteria are known to judge each row by itself.
+        in_step (`bool`): whether all rows always have the same number of tokens.
+        buffer (`[B, room]`): the tokens of all rows. What processors and criteria see as `input_ids` are views of it.
+        most_cached (`int`): tokens of each row that plain generation has in its cache, if what raised says so.
+        scores, logits (`tuple`, *optional*): one element `[B, V]` per generated token, if the generation config asks
+            for them and the rows are in step.
     """
 
     def __init__(
@@ -111,16 +102,22 @@ class Rows:
         input_ids: torch.Tensor,
         generation_config: GenerationConfig,
         stopping_criteria: StoppingCriteriaList,
+        logits_processor: Sequence[LogitsProcessor] = (),
     ):
         self.config = generation_config
+        max_length, self._end_tokens, self._criteria = compat.host_criteria(stopping_criteria)
+        self.max_length: int = generation_config.max_length if max_length is None else max_length
         self.prompt_length = input_ids.shape[1]
         self.device = input_ids.device
-        self.all = [
-            Row(index, ids[None], generation_config, stopping_criteria) for index, ids in enumerate(input_ids.unbind())
-        ]
+        self.buffer = nn.functional.pad(input_ids, (0, _SPARE_TOKENS))
+        self.all = [Row(self, index, self.prompt_length) for index in range(input_ids.shape[0])]
         self.active = list(self.all)
+        self.judged_alone = all(map(compat.judges_rows_alone, (*logits_processor, *self._criteria)))
+        self.in_step = len(self.all) == 1 or not self.judged_alone
+        self.scores: Any = None if self.all[0].scores is None else ()
+        self.logits: Any = None if self.all[0].logits is None else ()
         self._num_cached_of_prompt = 0
-        self._most_chosen = self._most_cached = sys.maxsize
+        self._most_chosen = self.most_cached = sys.maxsize
         # without end tokens `generate` has nothing to pad with: all rows go on until the last one stops
         self.pads_ended = len(self.all) == 1 or compat.pads_ended_rows(stopping_criteria)
 
@@ -128,6 +125,11 @@ class Rows:
     def of_texts(cls, input_ids: torch.Tensor, max_length: int = sys.maxsize) -> "Rows":
         """Rows `[B, T]` outside of `generate`, which end at `max_length` only."""
         return cls(input_ids, GenerationConfig(max_length=max_length), StoppingCriteriaList())
+
+    @property
+    def ids(self) -> torch.Tensor:
+        """`[B, length]`, of rows in step."""
+        return self.buffer[:, : self.all[0].length].contiguous()
 
     @property
     def last_tokens(self) -> torch.Tensor:
@@ -167,6 +169,11 @@ class Rows:
             return self.end - self.prompt_length
         return min(row.length for row in self.active if not row.finished) - self.prompt_length
 
+    @property
+    def padding(self) -> int | None:
+        """The token that rows in step get once they have ended; None where they go on until all have ended."""
+        return compat.padding_token(self.config) if self.pads_ended and len(self.all) > 1 else None
+
     def begin(self, num_cached: int) -> None:
         """The prompts are in the target's cache, which holds `num_cached` tokens of each."""
         self._num_cached_of_prompt = num_cached
@@ -177,8 +184,34 @@ class Rows:
         """Appends a token to an active row. Returns whether the row ends with it."""
         row = self.active[place]
         with self.no_further_than(row.num_new_tokens + 1, row.num_new_tokens):
-            stops = row.append(token)
+            stops = self._append(row, token)
+            if self._criteria:
+                stops |= bool(self._criteria(row.ids, None).all())
+        if stops and row.stop_length is None:
+            row.stop_length = row.length
         return stops if self.pads_ended else row.tokens_left == 0
+
+    def emit_in_step(self, tokens: Sequence[int]) -> bool:
+        """Appends a token to every row. Returns whether the generation ends with it."""
+        num_new_tokens = self.all[0].num_new_tokens
+        with self.no_further_than(num_new_tokens + 1, num_new_tokens):
+            stops = [self._append(row, token) for row, token in zip(self.all, tokens, strict=True)]
+            if self._criteria:
+                met = self._criteria(self.ids, self.scores).tolist()
+                stops = [stop or other for stop, other in zip(stops, met, strict=True)]
+        for row, stop in zip(self.all, stops, strict=True):
+            if stop and row.stop_length is None:
+                row.stop_length = row.length
+        return self.end is not None
+
+    def _append(self, row: Row, token: int) -> bool:
+        """Appends a token to a row. Returns whether it is an end token or reaches the limit."""
+        if row.length == self.buffer.shape[1]:
+            self.buffer = nn.functional.pad(self.buffer, (0, row.length))
+        self.buffer[row.index, row.length] = token
+        row.tokens.append(token)
+        row.length += 1
+        return row.length >= self.max_length or token in self._end_tokens
 
     @contextmanager
     def no_further_than(self, num_new_tokens: int, num_cached: int) -> Iterator[None]:
@@ -189,7 +222,7 @@ class Rows:
         try:
             yield
         except BaseException:
-            self._most_chosen, self._most_cached = num_new_tokens, self._num_cached_of_prompt + num_cached
+            self._most_chosen, self.most_cached = num_new_tokens, self._num_cached_of_prompt + num_cached
             raise
 
     @property
@@ -201,7 +234,7 @@ class Rows:
     @property
     def num_cached_of_all(self) -> int:
         """Tokens that are in the target's cache for all active rows and would be in plain generation, too."""
-        return min(*self.num_cached, self._most_cached)
+        return min(*self.num_cached, self.most_cached)
 
     def finish_step(self) -> None:
         """Notes which rows have ended with the last step's tokens."""

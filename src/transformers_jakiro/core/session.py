@@ -17,7 +17,7 @@ from transformers.generation.streamers import BaseStreamer
 from . import compat
 from .adaptive import AdaptiveSchedule, ConstantSchedule
 from .choosing import TokenChooser
-from .drafting import Drafter, DraftingContext, Observation, require_drafter_class
+from .drafting import Drafter, DraftingContext, Observation, check_proposal, require_drafter_class
 from .hook import explicit_num_assistant_tokens
 from .noise import SamplingCoupling, TargetNoise, can_couple
 from .outputs import Recorder
@@ -26,6 +26,7 @@ from .rows import Rows
 from .streaming import StreamFeeder
 from .target import Target
 from .target_cache import check_croppable, fit_static_cache, is_static, is_user_defined, static_capacity
+from .tree import DraftTree
 from .tree_forward import TreeForward
 
 
@@ -45,8 +46,8 @@ class Session:
         noise ([`TargetNoise`], *optional*): the target's random numbers, where it samples and they can be known.
         chain_only (`bool`): whether the target verifies chains only.
         shows_cache (`bool`): whether the caller gets to see the cache.
-        may_drop_rows (`bool`): whether rows that have ended leave the batch. Whoever gets to see the cache needs all
-            rows in it, and a static cache keeps its shape.
+        may_drop_rows (`bool`): whether rows that have ended leave the batch. Rows in step do not, whoever gets to see
+            the cache needs all rows in it, and a static cache keeps its shape.
         input_ids (`[B, T]`), cache, generation_config, model_kwargs: the call's.
     """
 
@@ -91,8 +92,10 @@ class Session:
         chain_only = only_chains(model, cache, generation_config, input_ids.shape[0])
         drafter_class = require_drafter_class(assistant)
         target = drafter_class.view(assistant, model)
-        rows = Rows(input_ids, generation_config, stopping_criteria)
+        rows = Rows(input_ids, generation_config, stopping_criteria, logits_processor)
         noise, coupling = _noise_for(target, rows, generation_config, logits_processor)
+        if chain_only or (generation_config.do_sample and noise is None):
+            rows.in_step = True
         if num_assistant_tokens is None:
             num_assistant_tokens = explicit_num_assistant_tokens(generation_config)
         context = DraftingContext(
@@ -123,7 +126,7 @@ class Session:
             noise=noise,
             chain_only=chain_only,
             shows_cache=shows_cache,
-            may_drop_rows=not shows_cache and not is_static(cache),
+            may_drop_rows=not (shows_cache or is_static(cache) or rows.in_step),
             input_ids=input_ids,
             cache=cache,
             generation_config=generation_config,
@@ -144,6 +147,18 @@ class Session:
             sizes=sizes,
             chain_only=self.chain_only,
         )
+
+    def propose(self) -> DraftTree:
+        """The drafter's next trees, checked."""
+        rows = self.rows
+        budget = self.schedule.budget(rows.tokens_left, self.chain_only)
+        tree = self.drafter.propose(rows.last_tokens, budget)
+        check_proposal(self.drafter, tree, len(rows.active), budget, self.target.config.vocab_size)
+        tree = self.schedule.resize(tree)
+        if rows.in_step and rows.padding is not None and len(rows.unfinished) < len(rows.active):
+            ended = [place for place, row in enumerate(rows.active) if row.finished]
+            tree = tree.with_chains(ended, rows.padding)
+        return tree
 
     def prefill(self) -> Any:
         """
@@ -193,7 +208,8 @@ def _noise_for(
     """The random numbers that the target will draw, and how a drafter uses them; None if they cannot be known."""
     if not generation_config.do_sample or not can_couple(rows.device):
         return None, None
-    noise = TargetNoise.of(len(rows.all), target.config.vocab_size, rows.device)
+    draws_between = not rows.judged_alone
+    noise = TargetNoise.of(rows, target.config.vocab_size, draws_between)
     return noise, SamplingCoupling(noise, generation_config.temperature or 1.0, logits_processor, rows.device)
 
 

@@ -71,6 +71,15 @@ class DraftTree:
         """`[B, n]`: 0 for the root."""
         return self.ancestor_mask.sum(dim=-1) - 1
 
+    def with_chains(self, rows: Sequence[int], token: int) -> "DraftTree":
+        """This tree, but in some rows nothing below the root but a chain of one token, as deep as the tree may be."""
+        nodes = torch.arange(self.num_nodes, device=self.parents.device)
+        tokens, parents = self.tokens.clone(), self.parents.clone()
+        for row in rows:
+            tokens[row, 1:] = token
+            parents[row] = (nodes - 1).clamp(min=0).where(nodes <= self.max_depth, 0)
+        return replace(self, tokens=tokens, parents=parents)
+
     @classmethod
     def root_only(cls, root: torch.Tensor) -> "DraftTree":
         """A tree that drafts nothing. `root`: `[B]`."""

@@ -93,6 +93,8 @@ class TreeForward:
     ) -> None:
         try:
             if self._size > 0:
+                for row in self._rows.active:  # sliding windows cannot be taken back once they have moved
+                    del row.path[max(0, self._rows.most_cached - row.num_cached) :]
                 self.keep()
             if error is not None:
                 self._cache.crop_to(self._rows.num_cached_of_all)

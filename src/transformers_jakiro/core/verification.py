@@ -53,3 +53,42 @@ def walk_trees(
                 children_reached.append(child)
         walking, nodes = still_walking, children_reached
     return emitted
+
+
+def walk_in_step(
+    tokens: Sequence[Sequence[int]],
+    parents: Sequence[Sequence[int]],
+    choose: Callable[[list[int]], list[int]],
+    emit: Callable[[list[int]], bool],
+    visited: Sequence[list[int]],
+) -> list[list[int]]:
+    """
+    Walks the trees of a batch whose rows stay in step: all move to a child, or none does. One row alone is in step.
+
+    Args:
+        tokens, parents (`B` lists of `n` integers): see [`walk_trees`].
+        choose: the target's next token in each row, given the node that each row is at. Called once per level.
+        emit: takes each row's next token, and tells whether the generation ends with them. Called once per level.
+        visited (`B` empty lists): filled in with the visited nodes of each row, the root first, as they are reached.
+
+    Returns:
+        Per row the emitted tokens, as many as visited nodes.
+    """
+    children = [
+        {edge: node for node, edge in enumerate(zip(row_parents, row_tokens, strict=True)) if node}
+        for row_tokens, row_parents in zip(tokens, parents, strict=True)
+    ]
+    emitted: list[list[int]] = [[] for _ in tokens]
+    nodes: list[int] = [0] * len(tokens)
+    while True:
+        for path, node in zip(visited, nodes, strict=True):
+            path.append(node)
+        chosen = choose(nodes)
+        for row, token in zip(emitted, chosen, strict=True):
+            row.append(token)
+        ends = emit(chosen)
+        reached = [edges.get(edge) for edges, edge in zip(children, zip(nodes, chosen, strict=True), strict=True)]
+        following = [node for node in reached if node is not None]
+        if ends or len(following) < len(nodes):
+            return emitted
+        nodes = following

@@ -17,7 +17,7 @@ from transformers import LogitsProcessorList, PreTrainedModel, set_seed
 
 from ..core.drafting import Budget, DraftingContext, Observation
 from ..core.jakiro_drafter import JakiroDrafter
-from ..core.noise import SamplingCoupling, SequenceNoise, can_couple, random_state, set_random_state
+from ..core.noise import NoiseInStep, SamplingCoupling, can_couple, random_state, set_random_state
 from ..core.rows import Rows
 from ..core.target import Target
 from ..core.tree import DraftTree, TreeShape
@@ -159,7 +159,7 @@ class Replay:
         device = answer.input_ids.device
         coupling = None
         if answer.random_states is not None:
-            noise = SequenceNoise(1, self._draft.config.vocab_size, device)
+            noise = NoiseInStep(1, self._draft.config.vocab_size, device)
             coupling = SamplingCoupling(noise, answer.temperature, answer.logits_processor, device)
         sampling_temperature = answer.temperature if coupling is None else 0.0
         shape = whole_tree(self._draft, depth, width, sampling_temperature)
