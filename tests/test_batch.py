@@ -409,14 +409,15 @@ def test_the_drafter_reads_each_row_as_if_it_were_alone():
             assert checked >= 3
 
 
-def test_targets_that_verify_chains_only():
-    target = make_target()
-    with (
-        mock.patch.object(requests, "why_no_trees", return_value="its attention is another"),
-        mock.patch.object(target, "forward", side_effect=AssertionError("the prompt was read")),
-        pytest.raises(NotImplementedError, match=r"In a batch, .* but its attention is another\. Pass one prompt"),
-    ):
-        target.generate(**make_batch(), max_new_tokens=4, assistant_model=make_drafter(target))
+@pytest.mark.parametrize("kwargs", [{}, {"do_sample": True, "eos_token_id": [7, 8, 9, 10]}])
+def test_targets_that_verify_chains_only(kwargs):
+    """Their rows stay in step."""
+    with mock.patch.object(requests, "why_no_trees", return_value="its attention is another"):
+        for architecture in ("llama", "mistral"):
+            with pytest.warns(UserWarning, match="proposes chains instead of trees for .*: its attention is another"):
+                compare_batch(
+                    make_target(architecture, window=6 if architecture in SLIDING else None), make_batch(), **kwargs
+                )
 
 
 def test_limits():

@@ -57,7 +57,7 @@ def knowing_drafter(
             rows = self.rows.active
             following = [truths[row.index][row.num_new_tokens :][:limit] for row in rows]
             if budget.chain:
-                return chain(roots[0], following[0]) if following[0] else drafted
+                return chains(roots, following) if any(following) else drafted
             kept = drafted if keep_drafted and len(rows) == 1 else None
             vocab_size = self.config.vocab_size
             grown = [
@@ -70,9 +70,11 @@ def knowing_drafter(
         yield trees
 
 
-def chain(root: int, tokens: Sequence[int]) -> DraftTree:
-    tokens = torch.tensor([[root, *tokens]])
-    return DraftTree(tokens, (torch.arange(tokens.shape[1])[None] - 1).clamp(min=0), tokens.shape[1] - 1)
+def chains(roots: Sequence[int], tokens: Sequence[Sequence[int]]) -> DraftTree:
+    length = max(map(len, tokens))
+    rows = [[root, *row, *[0] * (length - len(row))] for root, row in zip(roots, tokens, strict=True)]
+    parents = (torch.arange(length + 1) - 1).clamp(min=0)
+    return DraftTree(torch.tensor(rows), parents.repeat(len(rows), 1), length)
 
 
 def stack(trees: Sequence[DraftTree], depth: int) -> DraftTree:

@@ -33,6 +33,7 @@ TRANSFORMERS = minor_version(transformers.__version__)
 # The name of the key/value cache in arguments of models, in their outputs and in `model_kwargs`.
 # Goes when 5.24 is the oldest version.
 CACHE = "cache" if TRANSFORMERS >= (5, 24) else "past_key_values"
+CACHES = ("cache", "past_key_values")
 
 
 def cache_of(outputs: Any) -> Cache | None:
@@ -80,26 +81,28 @@ def prefill(
     Runs the target over the prompt as plain `generate` does, chunk by chunk if the generation config says so.
 
     Yields:
-        (outputs, number of tokens processed) per chunk.
+        (outputs, number of tokens in the cache before it) per chunk.
+
+    Raises:
+        NotImplementedError: if the outputs hold no key/value cache.
     """
     cache: Cache = model_kwargs[CACHE]
+    past_length = int(cache.get_seq_length())
     chunk_size = generation_config.prefill_chunk_size
     if chunk_size is None or model_kwargs.get("inputs_embeds") is not None:
         generation_config = copy.copy(generation_config)
         generation_config.prefill_chunk_size = None
-        past_length = int(cache.get_seq_length())
         outputs = model._prefill(input_ids, generation_config, model_kwargs)
-        if cache_of(outputs) is not cache:
+        if not isinstance(cache_of(outputs), Cache):
             raise NotImplementedError(
-                f"{type(model).__name__} does not fill the key/value cache it is given, and drafting needs one. Leave "
-                "out `assistant_model`."
+                f"{type(model).__name__} does not fill a key/value cache, and drafting needs one. Leave out "
+                "`assistant_model`."
             )
-        yield outputs, int(cache.get_seq_length()) - past_length
+        yield outputs, past_length if cache_of(outputs) is cache else 0  # some models begin a new one
         return
     attention_mask, position_ids = model_kwargs.get("attention_mask"), model_kwargs.get("position_ids")
     total_length = input_ids.shape[1] if attention_mask is None else attention_mask.shape[1]
     total_length = max(total_length, getattr(generation_config, "_mask_length", 0) or 0)
-    past_length = int(cache.get_seq_length())
     new_ids = input_ids[:, -(total_length - past_length) :]
     for chunk in new_ids.split(chunk_size, dim=1):
         end = past_length + chunk.shape[1]
@@ -109,8 +112,25 @@ def prefill(
         if position_ids is not None:
             chunk_kwargs["position_ids"] = position_ids[..., past_length:end]
         model_inputs = model.prepare_inputs_for_generation(chunk, is_first_iteration=True, **chunk_kwargs)
-        yield model(**model_inputs, return_dict=True), chunk.shape[1]
+        yield model(**model_inputs, return_dict=True), past_length
         past_length = end
+
+
+def next_model_kwargs(model: Any, outputs: Any, model_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The `model_kwargs` of the next forward, after one that gave `outputs` and one new token. Changes them."""
+    return model._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder=False)
+
+
+def knows_rows(model: Any) -> bool:
+    """
+    Whether forward hooks of a model may count the rows of a batch, as those of PEFT for `adapter_names` do. Those of
+    transformers and accelerate do not.
+    """
+    for module in model.modules():
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+            if getattr(hook, "func", hook).__module__.split(".")[0] not in ("transformers", "accelerate"):
+                return True
+    return False
 
 
 def optimized_for_decoding(model: Any) -> AbstractContextManager[None]:

@@ -63,29 +63,29 @@ def check_prompt(input_ids: torch.Tensor, model_kwargs: dict[str, Any]) -> None:
         )
 
 
-def only_chains(model: PreTrainedModel, cache: Cache, generation_config: GenerationConfig, batch_size: int) -> bool:
+def why_only_chains(model: PreTrainedModel, cache: Cache, generation_config: GenerationConfig) -> str | None:
     """
-    Whether a target can verify chains only, which it then does for one sequence in a dynamic cache.
+    Why a target can verify chains only, as far as its attention and cache tell; None if they allow trees.
 
     Raises:
-        NotImplementedError: if it cannot even do that, or for a batch or static cache of such a target.
+        NotImplementedError: if its cache cannot even do that.
     """
-    reason = check_cache(cache, generation_config) or why_no_trees(model)
-    if reason is None:
-        return False
+    return check_cache(cache, generation_config) or why_no_trees(model)
+
+
+def accept_chains(model: PreTrainedModel, cache: Cache, reason: str) -> None:
+    """
+    Warns that chains are drafted, and why.
+
+    Raises:
+        NotImplementedError: for a static cache.
+    """
     name = type(model).__name__
-    if batch_size > 1:
-        raise NotImplementedError(
-            f"In a batch, rows get ahead of one another, for which {name} must take masks as trees need them, but "
-            f"{reason}. Pass one prompt at a time, or leave out `assistant_model`."
-        )
     if is_static(cache):
         raise NotImplementedError(
-            f"With a static cache, {name} must take masks as trees need them, but {reason}. Use the default dynamic "
-            "cache."
+            f"With a static cache, {name} must be able to verify trees, but {reason}. Use the default dynamic cache."
         )
     warnings.warn(f"The drafter proposes chains instead of trees for {name}: {reason}.", stacklevel=_level_of_caller())
-    return True
 
 
 def _level_of_caller() -> int:
@@ -96,4 +96,4 @@ def _level_of_caller() -> int:
     return level
 
 
-__all__ = ["check_prompt", "check_request", "only_chains"]
+__all__ = ["accept_chains", "check_prompt", "check_request", "why_only_chains"]

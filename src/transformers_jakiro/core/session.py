@@ -8,7 +8,8 @@ Symbols in shape comments: B batch, T tokens of the prompt.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, cast
 
 import torch
 from transformers import Cache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
@@ -19,9 +20,10 @@ from .adaptive import AdaptiveSchedule, ConstantSchedule
 from .choosing import TokenChooser
 from .drafting import Drafter, DraftingContext, Observation, check_proposal, require_drafter_class
 from .hook import explicit_num_assistant_tokens
+from .inputs import TargetInputs
 from .noise import SamplingCoupling, TargetNoise, can_couple
 from .outputs import Recorder
-from .requests import check_prompt, only_chains
+from .requests import accept_chains, check_prompt, why_only_chains
 from .rows import Rows
 from .streaming import StreamFeeder
 from .target import Target
@@ -44,10 +46,8 @@ class Session:
         recorder ([`Recorder`]): keeps what is asked for, and packs the output.
         stream ([`StreamFeeder`]): hands tokens on.
         noise ([`TargetNoise`], *optional*): the target's random numbers, where it samples and they can be known.
-        chain_only (`bool`): whether the target verifies chains only.
+        why_only_chains (`str`, *optional*): why the target verifies chains only.
         shows_cache (`bool`): whether the caller gets to see the cache.
-        may_drop_rows (`bool`): whether rows that have ended leave the batch. Rows in step do not, whoever gets to see
-            the cache needs all rows in it, and a static cache keeps its shape.
         input_ids (`[B, T]`), cache, generation_config, model_kwargs: the call's.
     """
 
@@ -59,13 +59,19 @@ class Session:
     recorder: Recorder
     stream: StreamFeeder
     noise: TargetNoise | None
-    chain_only: bool
+    why_only_chains: str | None
     shows_cache: bool
-    may_drop_rows: bool
     input_ids: torch.Tensor
     cache: Cache
     generation_config: GenerationConfig
     model_kwargs: dict[str, Any]
+    _inputs: TargetInputs | None = None  # once the prompt has been read
+
+    @property
+    def inputs(self) -> TargetInputs:
+        """The arguments of the target's forwards after the prompt's."""
+        assert self._inputs is not None, "the prompt comes first"
+        return self._inputs
 
     @classmethod
     def start(
@@ -89,12 +95,14 @@ class Session:
         """
         check_prompt(input_ids, model_kwargs)
         cache: Any = model_kwargs.get(compat.CACHE)
-        chain_only = only_chains(model, cache, generation_config, input_ids.shape[0])
+        reason = why_only_chains(model, cache, generation_config)
+        if reason is not None:
+            accept_chains(model, cache, reason)
         drafter_class = require_drafter_class(assistant)
         target = drafter_class.view(assistant, model)
         rows = Rows(input_ids, generation_config, stopping_criteria, logits_processor)
         noise, coupling = _noise_for(target, rows, generation_config, logits_processor)
-        if chain_only or (generation_config.do_sample and noise is None):
+        if reason is not None or (generation_config.do_sample and noise is None):
             rows.in_step = True
         if num_assistant_tokens is None:
             num_assistant_tokens = explicit_num_assistant_tokens(generation_config)
@@ -124,9 +132,8 @@ class Session:
             recorder=Recorder(rows),
             stream=StreamFeeder(streamer, rows),
             noise=noise,
-            chain_only=chain_only,
+            why_only_chains=reason,
             shows_cache=shows_cache,
-            may_drop_rows=not (shows_cache or is_static(cache) or rows.in_step),
             input_ids=input_ids,
             cache=cache,
             generation_config=generation_config,
@@ -142,16 +149,31 @@ class Session:
             self.target,
             self.cache,
             self.rows,
+            self.inputs,
             self.generation_config,
             self.model_kwargs,
             sizes=sizes,
-            chain_only=self.chain_only,
+            chain_only=self.inputs.why_no_trees is not None,
+        )
+
+    @cached_property
+    def may_drop_rows(self) -> bool:
+        """
+        Whether rows that have ended leave the batch. Rows in step do not, nor does a row that something else may count
+        on: whoever gets to see the cache, an argument or hook of the target. A static cache keeps its shape.
+        """
+        return not (
+            self.rows.in_step
+            or self.shows_cache
+            or is_static(self.cache)
+            or self.inputs.has_row_values
+            or compat.knows_rows(self.target.model)
         )
 
     def propose(self) -> DraftTree:
         """The drafter's next trees, checked."""
         rows = self.rows
-        budget = self.schedule.budget(rows.tokens_left, self.chain_only)
+        budget = self.schedule.budget(rows.tokens_left, self.inputs.why_no_trees is not None)
         tree = self.drafter.propose(rows.last_tokens, budget)
         check_proposal(self.drafter, tree, len(rows.active), budget, self.target.config.vocab_size)
         tree = self.schedule.resize(tree)
@@ -172,10 +194,21 @@ class Session:
         outputs: Any = None
         for outputs, observation in self._prompt_chunks():  # noqa: B007 - the last ones are returned
             self.drafter.observe(observation)
+        self.cache = cache = cast(Cache, compat.cache_of(outputs))
         if self.target.reads_hidden_states:
             self.target.check_head(outputs.hidden_states[-1][:, -1], outputs.logits[:, -1])
         check_croppable(self.target.model, self.cache)
         self.rows.begin(int(self.cache.get_seq_length()))
+        self._inputs = TargetInputs(
+            self.target.model,
+            self.rows,
+            outputs,
+            {**self.model_kwargs, compat.CACHE: self.cache},
+            self.why_only_chains,
+        )
+        if self.why_only_chains is None and self.inputs.why_no_trees is not None:
+            accept_chains(self.target.model, cache, self.inputs.why_no_trees)
+            self.rows.in_step = True
         return outputs
 
     def _prompt_chunks(self) -> Iterator[tuple[Any, Observation]]:
@@ -184,22 +217,26 @@ class Session:
         attention_mask = self.model_kwargs.get("attention_mask")
         wanted = self.generation_config.output_hidden_states or self.target.output_hidden_states
         kwargs = {**self.model_kwargs, "output_hidden_states": wanted}
-        processed = already_cached = int(self.cache.get_seq_length())
-        for outputs, num_tokens in compat.prefill(self.target.model, self.input_ids, self.generation_config, kwargs):
-            end = processed + num_tokens
-            # the ids are those of the whole prompt, or of what is not cached yet
-            skipped = 0 if self.input_ids.shape[1] >= end else already_cached
+        given = self.input_ids if embeddings is None else embeddings
+        already_cached = int(self.cache.get_seq_length())
+        for outputs, start in compat.prefill(self.target.model, self.input_ids, self.generation_config, kwargs):
+            end = int(cast(Cache, compat.cache_of(outputs)).get_seq_length())
+            # what was given is the whole prompt, or what is not cached yet
+            skipped = 0 if given.shape[1] >= end else already_cached
+            features = self.target.read(outputs.hidden_states) if self.target.reads_hidden_states else None
+            # a model may put tokens of its own before the text: images, soft prompts
+            texts = given[:, max(0, start - skipped) : end - skipped]
+            num_tokens = texts.shape[1]
             yield (
                 outputs,
                 Observation(
                     num_tokens=[num_tokens] * len(self.rows.all),
-                    tokens=None if embeddings is not None else self.input_ids[:, processed - skipped : end - skipped],
-                    embeddings=None if embeddings is None else embeddings[:, processed:end],
-                    features=self.target.read(outputs.hidden_states) if self.target.reads_hidden_states else None,
-                    attention_mask=None if attention_mask is None else attention_mask[:, processed:end],
+                    tokens=texts if embeddings is None else None,
+                    embeddings=None if embeddings is None else texts,
+                    features=None if features is None else features[:, -num_tokens:],
+                    attention_mask=None if attention_mask is None else attention_mask[:, start:end][:, -num_tokens:],
                 ),
             )
-            processed = end
 
 
 def _noise_for(

@@ -181,7 +181,7 @@ class TargetCache:
     Args:
         cache ([`~transformers.Cache`]): one that [`check_cache`] has accepted, filled with the prompt.
         batch_size (`int`): rows.
-        chain_only (`bool`): whether only chains are verified, in any cache that can be cropped.
+        chain_only (`bool`): whether only chains are verified, for rows in step, in any cache that can be cropped.
     """
 
     def __init__(self, cache: Cache, batch_size: int, chain_only: bool = False):
@@ -189,7 +189,7 @@ class TargetCache:
         self.is_static = is_static(cache)
         self._chain_only = chain_only
         self._is_ragged = batch_size > 1 or self.is_static  # rows may differ in length, or lie in fixed columns
-        self._is_batch = batch_size > 1
+        self._is_batch = batch_size > 1 and not chain_only
         self._before: list[tuple[Any, bool | None]] = []
 
     def __enter__(self) -> Self:

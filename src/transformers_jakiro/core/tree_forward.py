@@ -17,6 +17,7 @@ from transformers import Cache, GenerationConfig
 from . import compat
 from .attention import PACKED_HEADS
 from .device import send
+from .inputs import TargetInputs
 from .masks import TreeMask
 from .rows import Rows
 from .target import Target
@@ -34,6 +35,7 @@ class TreeForward:
         target ([`Target`]): the target.
         cache ([`~transformers.Cache`]): holds the prompts.
         rows ([`Rows`]): the generation's.
+        inputs ([`TargetInputs`]): the arguments of its forwards.
         generation_config ([`~transformers.GenerationConfig`]): the generation's.
         model_kwargs (`dict`): what the prompt's forward was called with.
         sizes (`Sequence[int]`): with a static cache trees are filled up to one of these numbers of nodes, so that
@@ -46,6 +48,7 @@ class TreeForward:
         target: Target,
         cache: Cache,
         rows: Rows,
+        inputs: TargetInputs,
         generation_config: GenerationConfig,
         model_kwargs: dict[str, Any],
         sizes: Sequence[int] = (),
@@ -59,18 +62,10 @@ class TreeForward:
         if self._cache.is_static:
             compile_config = compat.compile_config_of(model, model_kwargs, generation_config)
             self._forward = model if compile_config is None else compat.compiled_call(model, compile_config)
+        self._inputs = inputs
         self._device = compat.execution_device(model.get_input_embeddings())
-        prompt_length = rows.num_cached[0]
-        self._padding: torch.Tensor | None = model_kwargs.get("attention_mask")  # [B, tokens], 0 where padded
-        if self._padding is not None:
-            missing = prompt_length - self._padding.shape[1]
-            self._padding = nn.functional.pad(self._padding, (0, missing), value=1)
         capacity = static_capacity(cache) if self._cache.is_static else None
-        self._mask = None if chain_only else TreeMask(model, self._padding, self._device, capacity)
-        # position of the next token less the number of cached tokens: not 0 with padding on the left
-        self._position_offset: torch.Tensor | None = None  # [..., R, 1]
-        if model_kwargs.get("position_ids") is not None:
-            self._position_offset = model_kwargs["position_ids"][..., -1:].to(self._device) + 1 - prompt_length
+        self._mask = None if chain_only else TreeMask(model, inputs.padding, self._device, capacity)
         self._kwargs = {
             compat.CACHE: cache,
             "use_cache": True,
@@ -82,7 +77,8 @@ class TreeForward:
         if self._mask is not None and self._mask.num_heads > 1:
             self._kwargs[PACKED_HEADS] = self._mask.num_heads
         self._size = 0  # nodes of the last forward, until its accepted ones are kept
-        self._longest = self._first_length = prompt_length  # cached tokens of the longest row, now and at first
+        self._outputs: Any = None  # of the last forward over a chain
+        self._longest = self._first_length = rows.num_cached[0]  # cached tokens of the longest row, now and at first
 
     def __enter__(self) -> Self:
         self._cache.__enter__()
@@ -111,26 +107,14 @@ class TreeForward:
         for row in self._rows.active:
             row.path.clear()
         tree = _filled_up(tree, min((size for size in self._sizes if size >= tree.num_nodes), default=0))
-        lengths = self._rows.num_cached
-        kwargs = dict(self._kwargs)
-        if self._position_offset is not None:
-            kwargs["position_ids"] = self._positions(tree, lengths)
-        if self._mask is not None:
-            kwargs["attention_mask"] = self._mask.build(tree, self._cache.cache, lengths)
-        elif self._padding is not None:
-            missing = max(lengths) + tree.num_nodes - self._padding.shape[1]
-            kwargs["attention_mask"] = nn.functional.pad(self._padding, (0, missing), value=1)
-        outputs = self._forward(input_ids=tree.tokens.to(self._device), **kwargs)
+        if self._mask is None:
+            self._outputs = outputs = self._forward(**{**self._inputs.of_chain(tree), **self._kwargs})
+        else:
+            lengths = self._rows.num_cached
+            mask = self._mask.build(tree, self._cache.cache, lengths)
+            outputs = self._forward(**{**self._inputs.of_tree(tree, lengths), **self._kwargs, "attention_mask": mask})
         self._size = tree.num_nodes
         return outputs
-
-    def _positions(self, tree: DraftTree, lengths: Sequence[int]) -> torch.Tensor:
-        """`[..., R, n]`"""
-        assert self._position_offset is not None
-        first = self._position_offset + max(lengths)
-        if min(lengths) < max(lengths):
-            first = first - max(lengths) + send(lengths, self._device)[:, None]
-        return tree.depths.to(self._device) + first
 
     def keep(self) -> torch.Tensor:
         """
@@ -142,6 +126,8 @@ class TreeForward:
         longest = max(map(len, paths))
         nodes = send([path + [0] * (longest - len(path)) for path in paths], self._device)
         self._cache.keep(nodes, paths, [row.num_cached for row in rows], self._size)
+        if self._mask is None:
+            self._inputs.keep(self._outputs, len(paths[0]))
         for row in rows:
             row.num_cached += len(row.path)
         self._size = 0
@@ -164,10 +150,9 @@ class TreeForward:
         rows, longest = send(kept, self._device), max(self._rows.num_cached)
         self._cache.select(rows, self._longest - longest)
         self._longest = longest
+        self._inputs.select(rows)
         if self._mask is not None:
             self._mask.select(rows)
-        if self._position_offset is not None and self._position_offset.shape[-2] > 1:
-            self._position_offset = self._position_offset.index_select(-2, rows.to(self._device))
 
 
 def _filled_up(tree: DraftTree, num_nodes: int) -> DraftTree:

@@ -15,6 +15,7 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
 from ..core import compat
 from ..core.drafting import Budget
+from ..core.inputs import TargetInputs
 from ..core.masks import why_no_trees
 from ..core.rows import Rows
 from ..core.target import Target
@@ -141,14 +142,17 @@ def target_costs(
         rounds: how often each is timed.
     """
     batch_size, prompt_length = input_ids.shape
-    cache = DynamicCache(config=target.config)
-    target(input_ids, logits_to_keep=1, **{compat.CACHE: cache})
-    view = Target(target)
-    chain_only = why_no_trees(target) is not None
+    cache: Any = DynamicCache(config=target.config)
+    positions = torch.arange(prompt_length, device=input_ids.device)[None]
+    model_kwargs = {compat.CACHE: cache, "position_ids": positions, "use_cache": True}
+    outputs = target(input_ids, logits_to_keep=1, **model_kwargs)
     rows = Rows.of_texts(input_ids)
     rows.begin(prompt_length)
+    inputs = TargetInputs(target, rows, outputs, model_kwargs, why_no_trees(target))
+    chain_only = inputs.why_no_trees is not None
     seconds: dict[int, list[float]] = {size: [] for size in sizes}
-    with TreeForward(view, cache, rows, GenerationConfig(), {}, chain_only=chain_only) as forward:
+    view, config = Target(target), GenerationConfig()
+    with TreeForward(view, cache, rows, inputs, config, model_kwargs, chain_only=chain_only) as forward:
         for _ in range(rounds + 1):
             for size in sizes:
                 parents = torch.zeros((batch_size, size), dtype=torch.long, device=input_ids.device)
