@@ -101,6 +101,40 @@ def from_sharegpt(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return messages[first:]
 
 
+def tools_of(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """
+    The tools of a conversation, as chat templates take them: the column `tools`, a list of JSON schemas, which may be
+    given as text, together or one by one. None if there are none.
+
+    Raises:
+        ValueError: if the column holds something else.
+    """
+    tools = row.get("tools")
+    try:
+        tools = json.loads(tools) if isinstance(tools, str) and tools.strip() else tools
+        tools = [json.loads(tool) if isinstance(tool, str) else tool for tool in tools or ()]
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"The column `tools` must be a list of JSON schemas, or its JSON: {error}.") from error
+    if not all(isinstance(tool, Mapping) for tool in tools):
+        raise ValueError(
+            f"The column `tools` must be a list of JSON schemas, or its JSON, got {', '.join(_types(tools))}."
+        )
+    return without_nulls(tools) or None
+
+
+def without_nulls(value: Any) -> Any:
+    """A copy without the fields that are None, which Arrow puts into dicts that lack what others of a column have."""
+    if isinstance(value, Mapping):
+        return {name: without_nulls(part) for name, part in value.items() if part is not None}
+    if isinstance(value, (list, tuple)):
+        return [without_nulls(part) for part in value]
+    return value
+
+
+def _types(values: Sequence[Any]) -> list[str]:
+    return sorted({type(value).__name__ for value in values})
+
+
 def encode_conversation(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], device: torch.device
 ) -> dict[str, torch.Tensor]:
@@ -130,4 +164,4 @@ def encode_conversation(
     return {name: inputs[name].to(device) for name in ("input_ids", "attention_mask")}
 
 
-__all__ = ["encode_conversation", "from_sharegpt", "read_conversations"]
+__all__ = ["encode_conversation", "from_sharegpt", "read_conversations", "tools_of", "without_nulls"]

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import torch
 import transformers
-from transformers import Cache, CompileConfig, GenerationConfig, PreTrainedModel
+from transformers import Cache, CompileConfig, DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.generation import logits_process
 from transformers.generation.stopping_criteria import (
     EosTokenCriteria,
@@ -114,6 +114,11 @@ def prefill(
         model_inputs = model.prepare_inputs_for_generation(chunk, is_first_iteration=True, **chunk_kwargs)
         yield model(**model_inputs, return_dict=True), past_length
         past_length = end
+
+
+def dynamic_cache(model: Any) -> Cache:
+    """An empty cache, as a model makes it itself."""
+    return DynamicCache(config=model.config.get_text_config(decoder=True))
 
 
 def next_model_kwargs(model: Any, outputs: Any, model_kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -224,7 +229,8 @@ def execution_device(module: Any) -> torch.device:
         device = getattr(part, "execution_device", None)
         if device is not None:
             return torch.device(device)
-    return module.weight.device
+    tensors = (*module.parameters(), *module.buffers())
+    return tensors[0].device if tensors else torch.device("cpu")  # dynamically quantized layers hold neither
 
 
 # -- adapters --------------------------------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ def decode(session: Session, synced_gpus: bool = False) -> JakiroGenerateOutput 
         if session.shows_cache and not synced_gpus:  # other processes would have to give their share of the forward
             forward.catch_up()
     session.stream.end()
-    return session.recorder.pack(session.cache)
+    return session.recorder.pack(forward.cache)
 
 
 @torch.no_grad()

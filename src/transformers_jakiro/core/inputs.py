@@ -119,8 +119,20 @@ class TargetInputs:
             value is not None and not isinstance(value, (bool, int, float, str)) for value in self._constant.values()
         )
         # for a chain the model is asked anew each time
-        self._outputs = None if self.why_no_trees is None else outputs
+        self._outputs = outputs
         self._kwargs = compat.next_model_kwargs(model, outputs, dict(model_kwargs))
+
+    def forget_outputs(self) -> None:
+        """Chains will not be asked for."""
+        self._outputs = None
+
+    @property
+    def num_tokens(self) -> int:
+        """The tokens of the longest row, prompt and last token included, as its position tells."""
+        positions = self._per_token.get("position_ids")
+        if positions is None:
+            return max(self._rows.num_cached) + 1
+        return int(positions.first.max()) + max(self._rows.num_cached) - self._length + 1
 
     def _ask(self, outputs: Any, kwargs: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """What the model's forward would get for one, two … tokens after the prompt."""

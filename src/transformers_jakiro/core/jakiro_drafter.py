@@ -60,6 +60,7 @@ class JakiroDrafter(Drafter):
         self._forward = DraftForward(assistant)
         self._pairs: Pairs | None = None  # observed, not yet read
         self._checked = False
+        self._target_is_finite = True  # else there is nothing to draft from
 
     def _shape_for(self, num_rows: int) -> TreeShape:
         if self._given_shape is not None:
@@ -137,13 +138,16 @@ class JakiroDrafter(Drafter):
             ValueError: if the drafter's features are not finite.
         """
         shape = self._shape_within(budget)
-        if shape.depth < 1:
+        if shape.depth < 1 or not self._target_is_finite:
             return DraftTree.root_only(last_tokens)
         pairs, self._pairs = self._pairs, None
         assert pairs is not None, "a tree follows what was observed"
         pairs.set_next(self._embed(last_tokens[:, None]))
         output = _last(self._forward.read(pairs, **self._outputs(shape, level=0)), pairs.counts)
         if not self._checked:
+            if not torch.isfinite(pairs.features).all():
+                self._target_is_finite = False
+                return DraftTree.root_only(last_tokens)
             self._check_finite(output.last_hidden_state)
             self._checked = True
         self._forward.begin_tree(shape.depth)

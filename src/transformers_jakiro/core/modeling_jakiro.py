@@ -456,6 +456,24 @@ class JakiroDraftModel(JakiroDraftPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         raise NotImplementedError("A Jakiro drafter has no embeddings to get or set: it uses those of its target.")
 
+    def resize_token_embeddings(  # type: ignore[override]  # there are none to return
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> None:
+        """
+        Follows a target whose `resize_token_embeddings` was called with the same arguments.
+
+        Raises:
+            NotImplementedError: if the drafter has embeddings or a head of its own.
+        """
+        if self.config.own_embeddings or self.config.own_head:
+            raise NotImplementedError(
+                "This drafter has token embeddings or a head of its own, which new tokens would need to be trained in."
+            )
+        num_tokens = self.config.vocab_size if new_num_tokens is None else new_num_tokens
+        if pad_to_multiple_of:
+            num_tokens = -(-num_tokens // pad_to_multiple_of) * pad_to_multiple_of
+        self.config.vocab_size = num_tokens
+
     def draft_head(self, target: "Target") -> Callable[[torch.Tensor], torch.Tensor]:
         """
         The function `[..., H]` → `[..., D]` from this drafter's features to logits of the tokens that it can draft.

@@ -107,7 +107,9 @@ class Recorder:
                     tuple(states[place : place + 1, node : node + 1].clone() for states in outputs.hidden_states)
                     for node in row.path
                 )
-            if row.attentions is not None:
+            if row.attentions is not None and not any(weights is not None for weights in outputs.attentions or ()):
+                row.attentions += (outputs.attentions,) * len(row.path)  # this attention implementation gives none
+            elif row.attentions is not None:
                 root = longest if is_static(cache) else None
                 row.attentions += tuple(
                     tuple(
@@ -162,6 +164,8 @@ def _join(records: Sequence[Any], num_tokens: int) -> tuple | None:
 
     def join(parts: list[Any]) -> Any:
         example = next(part for part in parts if part is not None)
+        if example is None:
+            return None
         if isinstance(example, torch.Tensor):
             return torch.cat([torch.zeros_like(example) if part is None else part for part in parts])
         layers = range(len(example))

@@ -7,11 +7,13 @@ import warnings
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import Cache, GenerationConfig, PreTrainedModel
 
 from . import compat
 from .drafting import require_drafter_class
 from .masks import why_no_trees
+from .rotary import RotaryBorders
 from .target_cache import check_cache, is_static
 
 # packages between a user's call of `generate` and this file, which may be loaded as remote code
@@ -39,6 +41,8 @@ def check_request(model: PreTrainedModel, assistant: Any, generation_config: Gen
             f"{name} carries a recurrent state that cannot be rolled back to the last accepted token, so nothing can "
             "be drafted for it. Leave out `assistant_model`."
         )
+    for role, module in (("target", model), ("drafter", assistant)):
+        check_mode(role, module)
     require_drafter_class(assistant).view(assistant, model)
     if (generation_config.num_beams or 1) > 1:
         raise ValueError(
@@ -52,6 +56,31 @@ def check_request(model: PreTrainedModel, assistant: Any, generation_config: Gen
         )
     if generation_config.use_cache is False:
         raise ValueError("Drafting needs the key/value cache, got `use_cache=False`. Pass `use_cache=True`.")
+
+
+def check_mode(role: str, module: Any) -> None:
+    """
+    Refuses train mode where it makes a difference: with gradient checkpointing models drop their cache, and what
+    dropout draws for a tree is not what it draws for a token. `module`: the target or the drafter.
+    """
+    if not getattr(module, "training", False):
+        return
+    remedy = f"Call `.eval()` on the {role} while generating."
+    for part in module.modules():
+        if getattr(part, "gradient_checkpointing", False):
+            raise ValueError(
+                f"The {role} is in train mode with gradient checkpointing, in which models keep no key/value cache. "
+                f"{remedy}"
+            )
+        drops = isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0
+        named = [
+            name for name, value in vars(part).items() if "drop" in name and isinstance(value, float) and value > 0
+        ]
+        if drops or named:
+            raise ValueError(
+                f"The {role} is in train mode, with dropout in its {type(part).__name__}, so its answers depend on "
+                f"chance. {remedy}"
+            )
 
 
 def check_prompt(input_ids: torch.Tensor, model_kwargs: dict[str, Any]) -> None:
@@ -88,6 +117,15 @@ def accept_chains(model: PreTrainedModel, cache: Cache, reason: str) -> None:
     warnings.warn(f"The drafter proposes chains instead of trees for {name}: {reason}.", stacklevel=_level_of_caller())
 
 
+def check_borders(model: PreTrainedModel, cache: Cache, borders: RotaryBorders) -> None:
+    """Raises `NotImplementedError` if a generation in a static cache may come to where rotary embeddings change."""
+    if is_static(cache):
+        raise NotImplementedError(
+            f"The rotary embeddings of {type(model).__name__} change at a length of {sorted(borders.borders)} tokens, "
+            "which this generation may come to. Use the default dynamic cache, or leave out `assistant_model`."
+        )
+
+
 def _level_of_caller() -> int:
     """The `stacklevel` at which the function that calls this one finds whoever called `generate`."""
     level, frame = 1, sys._getframe(1)
@@ -96,4 +134,4 @@ def _level_of_caller() -> int:
     return level
 
 
-__all__ = ["accept_chains", "check_prompt", "check_request", "why_only_chains"]
+__all__ = ["accept_chains", "check_borders", "check_prompt", "check_request", "why_only_chains"]

@@ -23,7 +23,8 @@ from .hook import explicit_num_assistant_tokens
 from .inputs import TargetInputs
 from .noise import SamplingCoupling, TargetNoise, can_couple
 from .outputs import Recorder
-from .requests import accept_chains, check_prompt, why_only_chains
+from .requests import accept_chains, check_borders, check_prompt, why_only_chains
+from .rotary import RotaryBorders
 from .rows import Rows
 from .streaming import StreamFeeder
 from .target import Target
@@ -47,6 +48,7 @@ class Session:
         stream ([`StreamFeeder`]): hands tokens on.
         noise ([`TargetNoise`], *optional*): the target's random numbers, where it samples and they can be known.
         why_only_chains (`str`, *optional*): why the target verifies chains only.
+        borders ([`RotaryBorders`]): where the target's rotary embeddings change.
         shows_cache (`bool`): whether the caller gets to see the cache.
         input_ids (`[B, T]`), cache, generation_config, model_kwargs: the call's.
     """
@@ -60,6 +62,7 @@ class Session:
     stream: StreamFeeder
     noise: TargetNoise | None
     why_only_chains: str | None
+    borders: RotaryBorders
     shows_cache: bool
     input_ids: torch.Tensor
     cache: Cache
@@ -114,6 +117,10 @@ class Session:
             coupling=coupling,
         )
         drafter = drafter_class(assistant, context)
+        borders = RotaryBorders(model, rows.max_length)
+        if borders:
+            check_borders(model, cache, borders)
+            rows.in_step = True
         if is_static(cache):
             cache = fit_static_cache(model, cache, generation_config, drafter.num_draft_tokens)
             model_kwargs[compat.CACHE] = cache
@@ -133,6 +140,7 @@ class Session:
             stream=StreamFeeder(streamer, rows),
             noise=noise,
             why_only_chains=reason,
+            borders=borders,
             shows_cache=shows_cache,
             input_ids=input_ids,
             cache=cache,
@@ -154,6 +162,7 @@ class Session:
             self.model_kwargs,
             sizes=sizes,
             chain_only=self.inputs.why_no_trees is not None,
+            borders=self.borders.borders,
         )
 
     @cached_property
@@ -173,10 +182,16 @@ class Session:
     def propose(self) -> DraftTree:
         """The drafter's next trees, checked."""
         rows = self.rows
-        budget = self.schedule.budget(rows.tokens_left, self.inputs.why_no_trees is not None)
+        tokens_left = rows.tokens_left
+        if self.borders:
+            limit = self.borders.tokens_left(self.inputs.num_tokens, rows.all[0].length)
+            tokens_left = min(tokens_left, limit)
+        budget = self.schedule.budget(tokens_left, self.inputs.why_no_trees is not None)
         tree = self.drafter.propose(rows.last_tokens, budget)
-        check_proposal(self.drafter, tree, len(rows.active), budget, self.target.config.vocab_size)
+        check_proposal(self.drafter, tree, len(rows.active), budget, self.target.num_logits)
         tree = self.schedule.resize(tree)
+        if self.borders and tree.max_depth > budget.max_depth:
+            tree = DraftTree.root_only(rows.last_tokens)
         if rows.in_step and rows.padding is not None and len(rows.unfinished) < len(rows.active):
             ended = [place for place, row in enumerate(rows.active) if row.finished]
             tree = tree.with_chains(ended, rows.padding)
@@ -209,6 +224,8 @@ class Session:
         if self.why_only_chains is None and self.inputs.why_no_trees is not None:
             accept_chains(self.target.model, cache, self.inputs.why_no_trees)
             self.rows.in_step = True
+        if self.inputs.why_no_trees is None and not self.borders:
+            self.inputs.forget_outputs()
         return outputs
 
     def _prompt_chunks(self) -> Iterator[tuple[Any, Observation]]:
@@ -246,7 +263,7 @@ def _noise_for(
     if not generation_config.do_sample or not can_couple(rows.device):
         return None, None
     draws_between = not rows.judged_alone
-    noise = TargetNoise.of(rows, target.config.vocab_size, draws_between)
+    noise = TargetNoise.of(rows, target.num_logits, draws_between)
     return noise, SamplingCoupling(noise, generation_config.temperature or 1.0, logits_processor, rows.device)
 
 

@@ -17,6 +17,9 @@ from transformers import PreTrainedModel
 from .compat import execution_device, select_hidden_states
 from .configuration_jakiro import JakiroDraftConfig
 
+# Tokens by which a target's vocabulary may be larger than its drafter's: those that were added to its tokenizer.
+_MOST_ADDED_TOKENS = 1024
+
 
 class Target:
     """
@@ -50,9 +53,11 @@ class Target:
                 "both: load the target with `AutoModelForCausalLM`."
             )
         self.embeddings = self.embeddings if embeddings is None else embeddings
+        self.num_logits = _num_logits(self.output_layer, self.config.vocab_size)
         self._draft_head: tuple[torch.Tensor, DraftHead] | None = None  # the last one asked for
+        # wrappers of a text model need not apply what its config says: see `check_head`
         self._logit_scale = _logit_scale(self.config)
-        self._logit_softcap = getattr(self.config, "final_logit_softcapping", None)
+        self._logit_softcap: float | None = getattr(self.config, "final_logit_softcapping", None)
 
     @classmethod
     def of(cls, model: PreTrainedModel, draft_model: PreTrainedModel) -> "Target":
@@ -69,17 +74,26 @@ class Target:
                 f"{type(self.model).__name__} has {num_layers} layers: 0 to {num_layers - 1} are to be had, besides "
                 "the last ones. Load a drafter trained for this target."
             )
-        for field, got, remedy in (
-            ("vocab_size", draft_config.vocab_size, "The two must share a tokenizer."),
+        # tokens may have been added to the target, and its embeddings padded to a round number
+        added = self.config.vocab_size - draft_config.vocab_size
+        borrows = not (draft_config.own_head or draft_config.own_embeddings)
+        for field, got, fits, remedy in (
+            (
+                "vocab_size",
+                draft_config.vocab_size,
+                added == 0 or (borrows and 0 < added <= _MOST_ADDED_TOKENS),
+                "The two must share a tokenizer.",
+            ),
             (
                 "hidden_size",
                 draft_config.target_hidden_size or draft_config.hidden_size,
+                self.config.hidden_size == (draft_config.target_hidden_size or draft_config.hidden_size),
                 "The drafter reads the target's hidden states.",
             ),
         ):
-            expected = getattr(self.config, field)
-            if expected != got:
+            if not fits:
                 trained_for = draft_config.target_name_or_path
+                expected = getattr(self.config, field)
                 raise ValueError(
                     f"The drafter's `{field}` must be its target's: {type(self.model).__name__} has {expected}, the "
                     f"drafter {got}. {remedy} Load a drafter trained for this target"
@@ -134,10 +148,15 @@ class Target:
 
     def head(self, features: torch.Tensor) -> torch.Tensor:
         """The target's logits of features, with its scale and soft cap: `[..., H]` → `[..., V]`."""
-        weight = self.output_layer.weight
-        if weight.is_floating_point():  # quantized heads take what they are given
-            features = features.to(device=execution_device(self.output_layer), dtype=weight.dtype)
-        return self._scaled(self.output_layer(features))
+        return self._scaled(self._product(features))
+
+    def _product(self, features: torch.Tensor) -> torch.Tensor:
+        """What the head itself makes of features, without scale and soft cap."""
+        weight = head_weight(self.output_layer)
+        features = features.to(execution_device(self.output_layer))
+        if weight is not None and weight.is_floating_point():  # quantized heads take what they are given
+            features = features.to(weight.dtype)
+        return self.output_layer(features)
 
     def draft_head(self, token_ids: torch.Tensor | None) -> Callable[[torch.Tensor], torch.Tensor]:
         """
@@ -163,19 +182,38 @@ class Target:
 
     def check_head(self, features: torch.Tensor, logits: torch.Tensor) -> None:
         """
-        Raises `NotImplementedError` unless [`~Target.head`] turns the target's features into the target's logits.
+        Finds out whether the target applies the scale and soft cap of its config, so that [`~Target.head`] turns its
+        features into its logits.
 
         Args:
             features (`[B, H]`), logits (`[B, V]`): of the same position, from one forward of the target.
+
+        Raises:
+            NotImplementedError: if it does something else to its logits.
         """
-        ours, theirs = self.head(features).float(), logits.float().to(features.device)
-        tolerance = 1e-3 if self.output_layer.weight.dtype in (torch.float32, torch.float64) else 5e-2
-        scale = theirs.abs().amax()
-        if ours.shape != theirs.shape or not (ours - theirs.to(ours.device)).abs().amax() <= tolerance * scale + 1e-6:
+        if logits.shape[-1] != self.num_logits:
             raise NotImplementedError(
-                f"{type(self.model).__name__} does something between its last hidden state and its logits that is not "
-                "a known scale or soft cap, so a drafter cannot use its head. Please report this architecture."
+                f"{type(self.model).__name__} gives {logits.shape[-1]} logits, but its head {self.num_logits}, so a "
+                "drafter cannot use its head. Leave out `assistant_model`."
             )
+        theirs = logits.float()
+        finite = theirs.isfinite()
+        if not features.isfinite().all() or not finite.any():
+            return  # plain generation goes on, too
+        weight = head_weight(self.output_layer)
+        exact = weight is not None and weight.dtype in (torch.float32, torch.float64)
+        tolerance = (1e-3 if exact else 5e-2) * theirs[finite].abs().amax() + 1e-6
+        raw = self._product(features)
+        scale, softcap = self._logit_scale, self._logit_softcap
+        for self._logit_scale, self._logit_softcap in ((scale, softcap), (None, softcap), (scale, None), (None, None)):
+            ours = self._scaled(raw).float().to(theirs.device)
+            if bool(((ours - theirs)[finite].abs() <= tolerance).all()):
+                return
+        raise NotImplementedError(
+            f"{type(self.model).__name__} does something between its last hidden state and its logits that is neither "
+            "its head nor a known scale or soft cap, so a drafter cannot use its head. Leave out `assistant_model`, "
+            "and please report this architecture."
+        )
 
 
 class DraftHead:
@@ -198,6 +236,23 @@ class DraftHead:
             return self._target.head(features)[..., self._token_ids]
         features = features.to(device=self._weight.device, dtype=self._weight.dtype)
         return self._target._scaled(nn.functional.linear(features, self._weight, self._bias))
+
+
+def head_weight(layer: Any) -> torch.Tensor | None:
+    """The matrix of a head, or of the layer that it wraps; None where it holds no tensor of that name."""
+    weight = getattr(layer, "weight", None)
+    if isinstance(weight, torch.Tensor):
+        return weight
+    return next((part for part in layer.parameters() if part.ndim == 2), None)
+
+
+def _num_logits(layer: Any, vocab_size: int) -> int:
+    """The logits that a head gives, which may be more or fewer than the vocabulary's tokens."""
+    weight = head_weight(layer)
+    count = getattr(layer, "out_features", None)
+    if count is None and weight is not None and weight.ndim == 2 and weight.is_floating_point():
+        count = weight.shape[0]
+    return count or vocab_size
 
 
 def _logit_scale(config: Any) -> float | None:

@@ -6,7 +6,7 @@ The target's forwards over trees, and its cache between them.
 Symbols in shape comments: R rows in the target's batch, n nodes of a tree, H hidden size, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -41,6 +41,7 @@ class TreeForward:
         sizes (`Sequence[int]`): with a static cache trees are filled up to one of these numbers of nodes, so that
             forwards have few shapes.
         chain_only (`bool`): whether all trees are chains, and the model's own causal mask does.
+        borders (`Container[int]`): numbers of tokens beyond which a model may begin its cache anew.
     """
 
     def __init__(
@@ -53,11 +54,15 @@ class TreeForward:
         model_kwargs: dict[str, Any],
         sizes: Sequence[int] = (),
         chain_only: bool = False,
+        borders: Container[int] = (),
     ):
         model = target.model
         self._rows = rows
+        self._chain_only = chain_only
+        self._borders = borders
         self._cache = TargetCache(cache, len(rows.all), chain_only)
         self._sizes = sizes if self._cache.is_static else ()
+        self._model: Any = model
         self._forward: Callable[..., Any] = model
         if self._cache.is_static:
             compile_config = compat.compile_config_of(model, model_kwargs, generation_config)
@@ -77,7 +82,8 @@ class TreeForward:
         if self._mask is not None and self._mask.num_heads > 1:
             self._kwargs[PACKED_HEADS] = self._mask.num_heads
         self._size = 0  # nodes of the last forward, until its accepted ones are kept
-        self._outputs: Any = None  # of the last forward over a chain
+        self._asks = chain_only or bool(borders)  # the model, for the arguments of its forwards
+        self._outputs: Any = None  # of the last forward, where the model is asked
         self._longest = self._first_length = rows.num_cached[0]  # cached tokens of the longest row, now and at first
 
     def __enter__(self) -> Self:
@@ -99,6 +105,11 @@ class TreeForward:
         finally:
             self._cache.__exit__(kind, error, traceback)
 
+    @property
+    def cache(self) -> Cache:
+        """The target's."""
+        return self._cache.cache
+
     def run(self, tree: DraftTree) -> Any:
         """
         The target's outputs for all nodes: logits `[R, n, V]`, hidden states `[R, n, H]`. With a static cache there
@@ -107,14 +118,29 @@ class TreeForward:
         for row in self._rows.active:
             row.path.clear()
         tree = _filled_up(tree, min((size for size in self._sizes if size >= tree.num_nodes), default=0))
+        if self._borders and self._rows.all[0].length - 1 in self._borders:
+            self._begin_anew()
         if self._mask is None:
-            self._outputs = outputs = self._forward(**{**self._inputs.of_chain(tree), **self._kwargs})
+            outputs = self._forward(**{**self._inputs.of_chain(tree), **self._kwargs})
         else:
             lengths = self._rows.num_cached
-            mask = self._mask.build(tree, self._cache.cache, lengths)
+            mask = self._mask.build(tree, self.cache, lengths)
             outputs = self._forward(**{**self._inputs.of_tree(tree, lengths), **self._kwargs, "attention_mask": mask})
+        self._outputs = outputs if self._asks else None
         self._size = tree.num_nodes
         return outputs
+
+    def _begin_anew(self) -> None:
+        """Reads the text into a new cache where the model asks for it: LongRoPE has rotated the old one otherwise."""
+        arguments = self._inputs.of_chain(DraftTree.root_only(self._rows.last_tokens))
+        if arguments.get(compat.CACHE) is not None:
+            return
+        self._cache.__exit__(None, None, None)
+        self._cache = TargetCache(compat.dynamic_cache(self._model), len(self._rows.all), self._chain_only)
+        self._cache.__enter__()
+        self._kwargs[compat.CACHE] = self.cache
+        self._model(**{**arguments, compat.CACHE: self.cache, "use_cache": True, "logits_to_keep": 1})
+        self._cache.crop_to(self._rows.num_cached[0])  # the last token is read again, with what is drafted
 
     def keep(self) -> torch.Tensor:
         """
@@ -126,7 +152,7 @@ class TreeForward:
         longest = max(map(len, paths))
         nodes = send([path + [0] * (longest - len(path)) for path in paths], self._device)
         self._cache.keep(nodes, paths, [row.num_cached for row in rows], self._size)
-        if self._mask is None:
+        if self._asks:
             self._inputs.keep(self._outputs, len(paths[0]))
         for row in rows:
             row.num_cached += len(row.path)

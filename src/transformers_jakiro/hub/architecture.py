@@ -169,6 +169,8 @@ def _check_against_config(original: Mapping[str, Any], inferred: Mapping[str, An
     """Raises `ValueError` if the checkpoint's config contradicts the architecture inferred from its tensors."""
     same = ("hidden_size", "num_hidden_layers", "num_key_value_heads", "head_dim", "num_experts_per_tok")
     counterparts = {**{name: name for name in same}, "num_local_experts": "num_experts"}
+    if inferred.get("fusion") == "eagle3":  # published configs have the target's number, which nothing reads
+        del counterparts["num_hidden_layers"]
     if inferred["head_mode"] != "contrastive":  # in Jakiro's configs the field is the target's, and ignored
         counterparts["intermediate_size"] = "expert_intermediate_size"
     for name, ours in counterparts.items():

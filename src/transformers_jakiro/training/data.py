@@ -43,7 +43,7 @@ def prepare_dataset(
 ) -> Any:
     """
     Turns any supported dataset into rows of `input_ids` and `loss_mask`. The columns tell the format; all others are
-    dropped:
+    dropped, but for `tools` (a list of JSON schemas, or its JSON), which belong to a conversation:
 
     | columns | what counts |
     | --- | --- |

@@ -22,7 +22,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..conversations import from_sharegpt
+from ..conversations import from_sharegpt, tools_of
 from ..files import write_json
 from .loading import load_target_and_conversations
 
@@ -264,7 +264,11 @@ class _Answerer:
             if row.ended or turn >= len(row.turns):
                 continue
             encoded = self.tokenizer.apply_chat_template(
-                row.messages + row.turns[turn], add_generation_prompt=True, tokenize=True, return_dict=True
+                row.messages + row.turns[turn],
+                tools=cast(Any, tools_of(row.columns)),
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
             )
             prompt = cast(Mapping[str, list[int]], encoded)["input_ids"]
             if self.limit is None or len(prompt) + self.max_new_tokens <= self.limit:

@@ -10,11 +10,12 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from ..conversations import from_sharegpt
+from ..conversations import from_sharegpt, tools_of, without_nulls
 from .packing import Row, as_integers
 
 _ACCEPTED = (
@@ -30,6 +31,7 @@ _MARKERS = (
 _QUIET = {"verbose": False}
 
 _Messages = list[dict[str, Any]]
+_Renderer = Callable[..., Mapping[str, list[int]]]
 
 
 # -- conversations and completions -----------------------------------------------------------------------------------
@@ -40,6 +42,7 @@ def tokenize_conversation(
     messages: Sequence[Mapping[str, Any]],
     max_length: int | None = None,
     num_prompt_messages: int = 0,
+    tools: list[dict[str, Any]] | None = None,
 ) -> Row:
     """
     Tokenizes a conversation into a row. Every turn of the assistant counts, including its end-of-turn token.
@@ -54,6 +57,7 @@ def tokenize_conversation(
         messages: turns with `role` and `content`.
         max_length: the row is cut to this number of tokens.
         num_prompt_messages: this number of messages at the beginning never counts, whoever wrote them.
+        tools: what the assistant may call, as JSON schemas; the chat template puts them into the text.
 
     Returns:
         `input_ids` and `loss_mask`, lists of length T.
@@ -69,11 +73,12 @@ def tokenize_conversation(
             "tokenizer of the target's chat version, set `tokenizer.chat_template`, or give the dataset as `prompt` "
             "with `completion` strings or as `text`."
         )
-    given = [{key: value for key, value in message.items() if value is not None} for message in messages]
-    if _GENERATION.search(tokenizer.get_chat_template()):
-        input_ids, mask = _mask_by_markers(tokenizer, given, num_prompt_messages)
+    render = partial(_render, tokenizer, tools)
+    given = without_nulls(messages)
+    if _GENERATION.search(tokenizer.get_chat_template(tools=tools)):
+        input_ids, mask = _mask_by_markers(render, given, num_prompt_messages)
     else:
-        input_ids, mask = _mask_by_prefixes(tokenizer, given, turns)
+        input_ids, mask = _mask_by_prefixes(render, given, turns)
     return {"input_ids": input_ids[:max_length], "loss_mask": mask[:max_length]}
 
 
@@ -90,25 +95,21 @@ def _counted_turns(messages: Sequence[Mapping[str, Any]], num_prompt_messages: i
     return turns
 
 
-def _mask_by_markers(
-    tokenizer: PreTrainedTokenizerBase, messages: _Messages, num_prompt_messages: int
-) -> tuple[list[int], list[int]]:
+def _mask_by_markers(render: _Renderer, messages: _Messages, num_prompt_messages: int) -> tuple[list[int], list[int]]:
     """`input_ids` and `loss_mask` by the chat template's own `{% generation %}` markers."""
-    encoded = _render(tokenizer, messages, return_assistant_tokens_mask=True)
+    encoded = render(messages, return_assistant_tokens_mask=True)
     input_ids = list(encoded["input_ids"])
     mask = list(encoded["assistant_masks"])
     if num_prompt_messages:
-        prompt = _render(tokenizer, messages[:num_prompt_messages], add_generation_prompt=True)
+        prompt = render(messages[:num_prompt_messages], add_generation_prompt=True)
         start = _stable_prefix(prompt["input_ids"], input_ids)
         mask[:start] = [0] * start
     return input_ids, mask
 
 
-def _mask_by_prefixes(
-    tokenizer: PreTrainedTokenizerBase, messages: _Messages, turns: list[int]
-) -> tuple[list[int], list[int]]:
+def _mask_by_prefixes(render: _Renderer, messages: _Messages, turns: list[int]) -> tuple[list[int], list[int]]:
     """`input_ids` and `loss_mask` from what the chat template adds for each of the assistant's `turns`."""
-    input_ids = list(_render(tokenizer, messages)["input_ids"])
+    input_ids = list(render(messages)["input_ids"])
     mask = [0] * len(input_ids)
     for turn in turns:
         if turn == 0:
@@ -116,17 +117,19 @@ def _mask_by_prefixes(
                 "A conversation that begins with the assistant has no prompt to tell its first turn from. Remove "
                 f"that turn, or put {_MARKERS}, in `tokenizer.chat_template`."
             )
-        before = _render(tokenizer, messages[:turn], add_generation_prompt=True)
-        after = _render(tokenizer, messages[: turn + 1])
+        before = render(messages[:turn], add_generation_prompt=True)
+        after = render(messages[: turn + 1])
         start = _stable_prefix(before["input_ids"], input_ids)
         end = _stable_prefix(after["input_ids"], input_ids)
         mask[start:end] = [1] * (end - start)
     return input_ids, mask
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: _Messages, **options: Any) -> Mapping[str, list[int]]:
+def _render(
+    tokenizer: PreTrainedTokenizerBase, tools: list[dict[str, Any]] | None, messages: _Messages, **options: Any
+) -> Mapping[str, list[int]]:
     encoded = tokenizer.apply_chat_template(
-        messages, tokenize=True, return_dict=True, tokenizer_kwargs=_QUIET, **options
+        messages, tools=cast(Any, tools), tokenize=True, return_dict=True, tokenizer_kwargs=_QUIET, **options
     )
     return cast(Mapping[str, list[int]], encoded)
 
@@ -149,7 +152,9 @@ def _shared_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     return next((i for i in range(length) if one[i] != other[i]), length)
 
 
-def _tokenize_completion(tokenizer: PreTrainedTokenizerBase, prompt: Any, completion: Any) -> Row:
+def _tokenize_completion(
+    tokenizer: PreTrainedTokenizerBase, prompt: Any, completion: Any, tools: list[dict[str, Any]] | None = None
+) -> Row:
     """For strings, everything after the prompt counts, including an end token that is appended."""
     if isinstance(prompt, str) != isinstance(completion, str):
         raise ValueError(
@@ -157,7 +162,7 @@ def _tokenize_completion(tokenizer: PreTrainedTokenizerBase, prompt: Any, comple
             f"{type(prompt).__name__} and {type(completion).__name__}."
         )
     if not isinstance(prompt, str):
-        return tokenize_conversation(tokenizer, [*prompt, *completion], num_prompt_messages=len(prompt))
+        return tokenize_conversation(tokenizer, [*prompt, *completion], None, len(prompt), tools)
     input_ids = list(tokenizer(prompt + completion, **_QUIET)["input_ids"])
     if tokenizer.eos_token_id is not None and input_ids[-1:] != [tokenizer.eos_token_id]:
         input_ids.append(tokenizer.eos_token_id)
@@ -242,14 +247,21 @@ def missing_tokenizer_error(columns: Iterable[str]) -> ValueError:
 
 # columns, and the function that tokenizes them; the first match applies
 _TEXT_FORMATS: tuple[tuple[set[str], Callable[[PreTrainedTokenizerBase, Mapping[str, Any]], Row]], ...] = (
-    ({"messages"}, lambda tokenizer, entry: tokenize_conversation(tokenizer, entry["messages"])),
+    (
+        {"messages"},
+        lambda tokenizer, entry: tokenize_conversation(tokenizer, entry["messages"], tools=tools_of(entry)),
+    ),
     (
         {"conversations"},
-        lambda tokenizer, entry: tokenize_conversation(tokenizer, from_sharegpt(entry["conversations"])),
+        lambda tokenizer, entry: tokenize_conversation(
+            tokenizer, from_sharegpt(entry["conversations"]), tools=tools_of(entry)
+        ),
     ),
     (
         {"prompt", "completion"},
-        lambda tokenizer, entry: _tokenize_completion(tokenizer, entry["prompt"], entry["completion"]),
+        lambda tokenizer, entry: _tokenize_completion(
+            tokenizer, entry["prompt"], entry["completion"], tools_of(entry)
+        ),
     ),
     ({"text"}, lambda tokenizer, entry: _tokenize_completion(tokenizer, "", entry["text"])),
 )
