@@ -147,7 +147,8 @@ def page() -> str:
         "refused with the reason before the generation starts.\n"
         "- **Chains instead of trees**, with a warning that says why: attention that takes no mask (such as flash "
         f"attention), layers with chunked attention (Llama 4), and {listed(collected.values(CHAINS, 'name'))}, whose "
-        "attention counts keys in memory. Chains support one sequence and dynamic caches.\n"
+        "attention counts keys in memory, and models whose forward is given no positions. Chains take dynamic caches; "
+        "in a batch, all rows move on by as many tokens as the slowest one accepts.\n"
         "- **Refused**: recurrent states (Mamba and the like), encoder-decoder models, beam search, and caches of the "
         f"kinds {listed(collected.values(CACHES, 'name'))}.",
         "## Options of `generate`",

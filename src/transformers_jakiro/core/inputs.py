@@ -141,8 +141,11 @@ class TargetInputs:
             kwargs = compat.next_model_kwargs(self._model, outputs, kwargs)
             ids = torch.cat((ids, ids[:, -1:] if ids.shape[1] else ids.new_zeros((ids.shape[0], 1))), dim=1)
             line = self._model.prepare_inputs_for_generation(ids, next_sequence_length=num_tokens, **kwargs)
+            if line.get(compat.CACHE) is None:  # of so long a text it would begin its cache anew
+                new = ids[:, -num_tokens:]
+                line = self._model.prepare_inputs_for_generation(new, next_sequence_length=num_tokens, **kwargs)
             shape = None if line.get("input_ids") is None else tuple(line["input_ids"].shape)
-            if shape != (ids.shape[0], num_tokens) and line.get(compat.CACHE) is not None:
+            if shape != (ids.shape[0], num_tokens):
                 reads = "no ids" if shape is None else f"ids of the shape {shape}"
                 raise NotImplementedError(
                     f"Of {num_tokens} tokens after the prompt, {type(self._model).__name__} reads {reads}, so it "
@@ -194,12 +197,20 @@ class TargetInputs:
             arguments.update({name: rule.at(depths) for name, rule in self._per_token.items()})
         return arguments
 
-    def of_chain(self, tree: DraftTree) -> dict[str, Any]:
-        """The arguments of a forward over chains `[B, n]`: what the model prepares for these tokens."""
+    def of_chain(self, tree: DraftTree, with_text: bool = True) -> dict[str, Any]:
+        """
+        The arguments of a forward over chains `[B, n]`: what the model prepares for these tokens.
+
+        Args:
+            tree ([`DraftTree`]): of one node per level.
+            with_text (`bool`): whether the model gets to see the whole text, at whose length it may begin its cache
+                anew, or the chains alone.
+        """
         kwargs = self._kwargs
         for _ in range(tree.num_nodes - 1):
             kwargs = compat.next_model_kwargs(self._model, self._outputs, dict(kwargs))
         ids = torch.cat((self._rows.ids, tree.tokens[:, 1:].to(self._rows.device)), dim=1)
+        ids = ids if with_text else ids[:, -tree.num_nodes :]
         arguments = self._model.prepare_inputs_for_generation(ids, next_sequence_length=tree.num_nodes, **kwargs)
         arguments.pop("logits_to_keep", None)  # all of them
         return arguments

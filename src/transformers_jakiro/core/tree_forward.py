@@ -121,7 +121,7 @@ class TreeForward:
         if self._borders and self._rows.all[0].length - 1 in self._borders:
             self._begin_anew()
         if self._mask is None:
-            outputs = self._forward(**{**self._inputs.of_chain(tree), **self._kwargs})
+            outputs = self._forward(**{**self._inputs.of_chain(tree, not self._borders), **self._kwargs})
         else:
             lengths = self._rows.num_cached
             mask = self._mask.build(tree, self.cache, lengths)
