@@ -41,14 +41,17 @@ def cache_of(outputs: Any) -> Cache | None:
     return getattr(outputs, CACHE, None)
 
 
-def select_hidden_states(layers: Sequence[int]) -> bool | list[int]:
+def select_hidden_states(layers: Sequence[int], config: Any) -> bool | list[int]:
     """
     The `output_hidden_states` argument of a model's forward that gives at least these hidden states, counted as in its
     outputs: 0 is the embedding, -1 what the head reads. Others may be None.
     """
     # Before 5.17 any true value gave all; until 5.22 a list named layers instead of hidden states.
     # Goes when 5.23 is the oldest version.
-    return list(layers) if TRANSFORMERS >= (5, 23) else True
+    if TRANSFORMERS < (5, 23):
+        return True
+    # Of the decoders of encoder-decoder models, -1 would be counted by the layers of the encoder.
+    return True if hasattr(config, "decoder_layers") else list(layers)
 
 
 # -- generation ------------------------------------------------------------------------------------------------------

@@ -137,11 +137,16 @@ class Target:
     @property
     def output_hidden_states(self) -> bool | list[int]:
         """The argument of the target's forward for what its drafter reads."""
-        return self.reads_hidden_states and select_hidden_states([*self.feature_layers, -1])
+        return self.reads_hidden_states and select_hidden_states([*self.feature_layers, -1], self.config)
 
     def read(self, hidden_states: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """What a drafter reads of a forward's `hidden_states`: each `[B, T, H]` → `[B, T, F]`."""
         last = hidden_states[-1]
+        if last is None:
+            raise NotImplementedError(
+                f"{type(self.model).__name__} does not return its last hidden states, which a drafter reads. Leave "
+                "out `assistant_model`."
+            )
         if not self.feature_layers:
             return last
         return torch.cat((*(hidden_states[layer].to(last.device) for layer in self.feature_layers), last), dim=-1)
