@@ -378,7 +378,7 @@ def test_targets_without_a_cache():
     draft = JakiroDraftModel(
         JakiroDraftConfig(vocab_size=32, hidden_size=16, num_attention_heads=2, pad_token_id=0)
     ).eval()
-    with pytest.raises(NotImplementedError, match=r"OpenAIGPTLMHeadModel does not fill the key/value cache"):
+    with pytest.raises(NotImplementedError, match=r"OpenAIGPTLMHeadModel does not fill a key/value cache"):
         generate(target, draft, ids=torch.tensor([[3, 4, 5]]))
 
 

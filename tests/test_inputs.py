@@ -25,6 +25,7 @@ from transformers import (
 from helpers.comparing import Fresh, compare, compare_batch
 from helpers.prompts import make_batch, make_prompt
 from helpers.targets import LLAMA_LIKE, SPECIAL, enlarge, make_drafter, make_target
+from transformers_jakiro.core.compat import TRANSFORMERS
 from transformers_jakiro.core.inputs import PerToken, TargetInputs
 from transformers_jakiro.core.rotary import RotaryBorders
 from transformers_jakiro.core.rows import Rows
@@ -57,11 +58,17 @@ def test_rotary_embeddings_that_depend_on_the_length(kind, model, length):
     if kind == "dynamic" and length > 9:
         pytest.skip("plain generation of such a text depends on what was generated before")
     target = rotated_target(kind, model)
+    if model == "phi3" and TRANSFORMERS < (5, 20) and length <= 24:
+        with pytest.raises(NotImplementedError, match="drops the cache without reading the text again"):
+            target.generate(make_prompt(length), max_new_tokens=24, assistant_model=make_drafter(target))
+        return
     compare(target, make_drafter(target), {"input_ids": make_prompt(length)}, max_new_tokens=24)
 
 
 @pytest.mark.parametrize(("kind", "model"), [("longrope", "llama"), ("longrope", "phi3"), ("dynamic", "llama")])
 def test_rotary_embeddings_in_a_batch(kind, model):
+    if model == "phi3" and TRANSFORMERS < (5, 20):
+        pytest.skip("plain generation drops the text there")
     compare_batch(rotated_target(kind, model), make_batch((12, 20, 17)), max_new_tokens=16)
 
 

@@ -18,7 +18,7 @@ chains are drafted. What cannot be asked twice is refused by its name.
 Symbols in shape comments: B batch, R rows in the target's batch, n nodes of a tree, L tokens so far.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,6 +125,22 @@ class TargetInputs:
     def forget_outputs(self) -> None:
         """Chains will not be asked for."""
         self._outputs = None
+
+    def check_borders(self, borders: Iterable[int]) -> None:
+        """
+        Raises `NotImplementedError` if the model begins its cache anew at one of these lengths without reading the
+        text again, as those of Phi do in some versions of transformers: their plain generation forgets the text.
+        """
+        ids = self._rows.ids
+        for border in borders:
+            text = ids[:, :1].expand(-1, border + 1)
+            line = self._model.prepare_inputs_for_generation(text, next_sequence_length=1, **self._kwargs)
+            if line.get(compat.CACHE) is None and line["input_ids"].shape[1] <= border:
+                raise NotImplementedError(
+                    f"{type(self._model).__name__} changes its rotary positions (RoPE) at {border} tokens, where this "
+                    "version of transformers drops the cache without reading the text again. Update transformers, "
+                    "stay below that length, or leave out `assistant_model`."
+                )
 
     @property
     def num_tokens(self) -> int:

@@ -224,7 +224,9 @@ class Session:
         if self.why_only_chains is None and self.inputs.why_no_trees is not None:
             accept_chains(self.target.model, cache, self.inputs.why_no_trees)
             self.rows.in_step = True
-        if self.inputs.why_no_trees is None and not self.borders:
+        if self.borders:
+            self.inputs.check_borders(self.borders.borders)
+        elif self.inputs.why_no_trees is None:
             self.inputs.forget_outputs()
         return outputs
 
