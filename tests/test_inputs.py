@@ -4,10 +4,12 @@
 
 import copy
 import threading
+from dataclasses import fields
 from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import (
     BartConfig,
@@ -29,6 +31,11 @@ from transformers_jakiro.core.compat import TRANSFORMERS
 from transformers_jakiro.core.inputs import PerToken, TargetInputs
 from transformers_jakiro.core.rotary import RotaryBorders
 from transformers_jakiro.core.rows import Rows
+
+
+def fields_of(config_class):
+    return {field.name for field in fields(config_class)}
+
 
 FACTORS = {"short_factor": [1.0] * 4, "long_factor": [4.0, 8.0, 16.0, 32.0]}
 ROTATIONS = {
@@ -294,3 +301,25 @@ def test_attentions_that_the_implementation_does_not_give():
     plain = target.generate(**inputs, **args)
     ours = target.generate(**inputs, **args, assistant_model=make_drafter(target))
     assert [list(step) for step in ours.attentions] == [list(step) for step in plain.attentions]
+
+
+@pytest.mark.filterwarnings("ignore:The drafter proposes chains")
+def test_inference_mode():
+    target, inputs = make_target(), make_batch((5, 9))
+    args = {**inputs, "max_new_tokens": 12, "do_sample": False}
+    plain = target.generate(**args)
+    with torch.inference_mode():
+        assert torch.equal(target.generate(**args, assistant_model=make_drafter(target)), plain)
+        made_here = {name: value.clone() for name, value in inputs.items()}
+        assert torch.equal(target.generate(**{**args, **made_here}, assistant_model=make_drafter(target)), plain)
+
+
+@pytest.mark.skipif("alora_invocation_tokens" not in fields_of(LoraConfig), reason="PEFT activates LoRA since 0.18")
+def test_activated_adapters_are_refused():
+    target = get_peft_model(
+        copy.deepcopy(make_target()),
+        LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], alora_invocation_tokens=[7, 8]),
+    ).eval()
+    inputs = {"input_ids": torch.tensor([[5, 6, 7, 8, 9, 10]]), "max_new_tokens": 4}
+    with pytest.raises(NotImplementedError, match=r"an activated LoRA .* other nodes"):
+        target.generate(**inputs, assistant_model=make_drafter(make_target()))

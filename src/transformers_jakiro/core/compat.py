@@ -119,6 +119,18 @@ def prefill(
         past_length = end
 
 
+def activates_adapters(model: Any) -> bool:
+    """
+    Whether PEFT switches adapters on within the text (activated LoRA): from a number of tokens before the end of each
+    forward on, which a tree's nodes would count, too.
+    """
+    return any(
+        getattr(hook, "keywords", {}).get("alora_offsets") is not None
+        for module in model.modules()
+        for hook in module._forward_pre_hooks.values()
+    )
+
+
 def dynamic_cache(model: Any) -> Cache:
     """An empty cache, as a model makes it itself."""
     return DynamicCache(config=model.config.get_text_config(decoder=True))

@@ -20,6 +20,7 @@ Symbols in shape comments: B batch, R rows in the target's batch, n nodes of a t
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ class PerToken:
     dim: int
 
     def at(self, depths: torch.Tensor) -> torch.Tensor:
-        """The values of tokens `[R, n]`, given how far behind the first one they are."""
+        """The values of tokens `[R, n]`, given how many tokens after the first one they stand."""
         if self.step is not None:
             return self.first + self.step * depths.to(self.first)
         shape = list(self.first.shape)
@@ -98,9 +99,10 @@ class TargetInputs:
         _refuse_streams(model, model_kwargs)
         self._length = rows.num_cached[0]
         copies = {name: _copied(value) for name, value in model_kwargs.items()}
-        lines = list(self._ask(outputs, copies))
-        for name, value in copies.items():
-            if isinstance(value, torch.Tensor) and value._version > 0:
+        versions = {name: value._version for name, value in copies.items() if isinstance(value, torch.Tensor)}
+        lines = list(self._ask(outputs, dict(copies)))
+        for name, version in versions.items():
+            if copies[name]._version > version:
                 raise NotImplementedError(
                     f"{type(model).__name__} writes into its argument `{name}` at each token, which cannot be taken "
                     "back when a drafted token is rejected. Leave out `assistant_model`."
@@ -126,7 +128,7 @@ class TargetInputs:
         """Chains will not be asked for."""
         self._outputs = None
 
-    def check_borders(self, borders: Iterable[int]) -> None:
+    def check_rereads(self, borders: Iterable[int]) -> None:
         """
         Raises `NotImplementedError` if the model begins its cache anew at one of these lengths without reading the
         text again, as those of Phi do in some versions of transformers: their plain generation forgets the text.
@@ -145,10 +147,13 @@ class TargetInputs:
     @property
     def num_tokens(self) -> int:
         """The tokens of the longest row, prompt and last token included, as its position tells."""
+        return self._first_position + max(self._rows.num_cached) - self._length + 1
+
+    @cached_property
+    def _first_position(self) -> int:
+        """The position after the prompt, in the longest row."""
         positions = self._per_token.get("position_ids")
-        if positions is None:
-            return max(self._rows.num_cached) + 1
-        return int(positions.first.max()) + max(self._rows.num_cached) - self._length + 1
+        return self._length if positions is None else int(positions.first.max())
 
     def _ask(self, outputs: Any, kwargs: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """What the model's forward would get for one, two … tokens after the prompt."""

@@ -41,6 +41,11 @@ def check_request(model: PreTrainedModel, assistant: Any, generation_config: Gen
             f"{name} carries a recurrent state that cannot be rolled back to the last accepted token, so nothing can "
             "be drafted for it. Leave out `assistant_model`."
         )
+    if compat.activates_adapters(model):
+        raise NotImplementedError(
+            f"{name} has an activated LoRA (`alora_invocation_tokens`), which counts the tokens of a forward from its "
+            "end: of a tree it would adapt other nodes. Leave out `assistant_model`, or disable the adapter."
+        )
     for role, module in (("target", model), ("drafter", assistant)):
         check_mode(role, module)
     require_drafter_class(assistant).view(assistant, model)

@@ -225,7 +225,7 @@ class Session:
             accept_chains(self.target.model, cache, self.inputs.why_no_trees)
             self.rows.in_step = True
         if self.borders:
-            self.inputs.check_borders(self.borders.borders)
+            self.inputs.check_rereads(self.borders.borders)
         elif self.inputs.why_no_trees is None:
             self.inputs.forget_outputs()
         return outputs

@@ -34,10 +34,7 @@ def walk_trees(
         Per row the emitted tokens, as many as visited nodes: the accepted ones, then the first one that is not in the
         tree or that ends the row. Empty for rows not walked.
     """
-    children = {
-        row: {edge: node for node, edge in enumerate(zip(parents[row], tokens[row], strict=True)) if node}
-        for row in rows
-    }
+    children = {row: _children(tokens[row], parents[row]) for row in rows}
     emitted: list[list[int]] = [[] for _ in tokens]
     walking, nodes = list(rows), [0] * len(rows)
     while walking:
@@ -74,10 +71,7 @@ def walk_in_step(
     Returns:
         Per row the emitted tokens, as many as visited nodes.
     """
-    children = [
-        {edge: node for node, edge in enumerate(zip(row_parents, row_tokens, strict=True)) if node}
-        for row_tokens, row_parents in zip(tokens, parents, strict=True)
-    ]
+    children = list(map(_children, tokens, parents))
     emitted: list[list[int]] = [[] for _ in tokens]
     nodes: list[int] = [0] * len(tokens)
     while True:
@@ -92,3 +86,8 @@ def walk_in_step(
         if ends or len(following) < len(nodes):
             return emitted
         nodes = following
+
+
+def _children(tokens: Sequence[int], parents: Sequence[int]) -> dict[tuple[int, int], int]:
+    """The nodes of a tree by their parent and token."""
+    return {edge: node for node, edge in enumerate(zip(parents, tokens, strict=True)) if node}
