@@ -26,7 +26,7 @@ from transformers import (
 
 from helpers.comparing import Fresh, compare, compare_batch
 from helpers.prompts import make_batch, make_prompt
-from helpers.targets import LLAMA_LIKE, SPECIAL, enlarge, make_drafter, make_target
+from helpers.targets import CACHE, LLAMA_LIKE, SPECIAL, enlarge, make_drafter, make_target
 from transformers_jakiro.core.compat import TRANSFORMERS
 from transformers_jakiro.core.inputs import PerToken, TargetInputs
 from transformers_jakiro.core.rotary import RotaryBorders
@@ -147,6 +147,61 @@ def test_arguments_that_cannot_be_asked_for_twice():
     rows = Rows(make_prompt(5), target.generation_config, StoppingCriteriaList())
     with pytest.raises(NotImplementedError, match="`sounds` is an iterator, which LlamaForCausalLM reads on"):
         TargetInputs(target, rows, None, {"sounds": iter([1])})
+
+
+def prepare_with(monkeypatch, change):
+    """A target whose arguments are changed by a function of them."""
+    target = copy.deepcopy(make_target())
+    prepare = type(target).prepare_inputs_for_generation
+
+    def changed(*args, **kwargs):
+        return prepare(target, *args, **kwargs) | change(prepare(target, *args, **kwargs), kwargs)
+
+    monkeypatch.setattr(target, "prepare_inputs_for_generation", changed)
+    return target
+
+
+def written_into(inputs, kwargs):
+    if not kwargs.get("is_first_iteration"):
+        kwargs["sounds"].add_(1)
+    return {"sounds": None}
+
+
+@pytest.mark.parametrize(
+    ("change", "kwargs", "message"),
+    [
+        (written_into, {"sounds": torch.ones(1)}, "writes into its argument `sounds` at each token"),
+        (
+            lambda inputs, _: {"second": inputs.get(CACHE)},
+            {},
+            "given a second cache, `second`, which cannot be rolled",
+        ),
+        (
+            lambda inputs, kwargs: (
+                {} if kwargs.get("is_first_iteration") else {"input_ids": inputs["input_ids"][..., None]}
+            ),
+            {},
+            r"reads ids of the shape \(1, 1, 1\), so it cannot verify them: \(1, 1\) was expected",
+        ),
+    ],
+)
+def test_what_cannot_be_asked_for_twice(monkeypatch, change, kwargs, message):
+    target = prepare_with(monkeypatch, change)
+    forward = target.forward
+    monkeypatch.setattr(
+        target, "forward", lambda *args, second=None, sounds=None, position_ids=None, **rest: forward(*args, **rest)
+    )
+    with pytest.raises(NotImplementedError, match=message):
+        target.generate(make_prompt(5), max_new_tokens=4, assistant_model=make_drafter(make_target()), **kwargs)
+
+
+@pytest.mark.filterwarnings("ignore:The drafter proposes chains")
+def test_arguments_without_a_rule(monkeypatch):
+    """One that changes from token to token by no rule is asked for step by step."""
+    target = prepare_with(monkeypatch, lambda inputs, _: {"position_ids": inputs["position_ids"] ** 2 % 50})
+    compare(target, make_drafter(target), {"input_ids": make_prompt(9)}, max_new_tokens=16)
+    with pytest.warns(UserWarning, match="its argument `position_ids` changes from token to token"):
+        target.generate(make_prompt(9), max_new_tokens=3, assistant_model=make_drafter(target))
 
 
 def test_values_per_token():
