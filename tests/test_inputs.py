@@ -132,6 +132,7 @@ def test_positions_that_the_model_drops(monkeypatch):
         target.generate(make_prompt(4), max_new_tokens=3, assistant_model=make_drafter(target))
 
 
+@pytest.mark.compat
 @pytest.mark.filterwarnings("ignore:The drafter proposes chains")
 def test_decoders_without_positions():
     torch.manual_seed(0)

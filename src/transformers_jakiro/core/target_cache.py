@@ -224,13 +224,16 @@ class TargetCache:
             lengths (`B` integers): tokens of each row before that forward.
             size (`int`): nodes of that forward.
         """
+        layer: Any
         if self._chain_only:
-            self.cache.crop(len(paths[0]) - size)
+            for layer in self.cache.layers:
+                # Layers that a model does not fill can be cropped since 5.22. Goes when that is the oldest version.
+                if getattr(layer, "is_initialized", True):
+                    layer.crop(len(paths[0]) - size)
         elif self._is_ragged:
             self._keep_rows(nodes, paths, lengths, size)
         else:
             is_prefix = not paths[0] or paths[0][-1] == len(paths[0]) - 1
-            layer: Any
             for layer in self.cache.layers:
                 _keep_nodes(layer, size, nodes[0], is_prefix)
 
